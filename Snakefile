@@ -1,0 +1,31 @@
+# prompts -> images -> embeddings -> scores -> manifests -> classifiers -> predictions -> metrics -> tables
+#
+#   snakemake --cores all results/table1.csv
+#
+# Paths carry the key of what made the artifact, computed from params.yaml when the graph is planned (rules/common.smk).
+
+configfile: "params.yaml"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/prompts.smk"
+include: "workflow/rules/images.smk"
+include: "workflow/rules/embeddings.smk"
+include: "workflow/rules/manifests.smk"
+include: "workflow/rules/classifiers.smk"
+include: "workflow/rules/metrics.smk"
+include: "workflow/rules/tables.smk"
+include: "workflow/rules/miniature.smk"
+
+
+localrules:
+    all,
+    all_images,
+    all_embeddings,
+
+
+rule all:
+    default_target: True
+    input:
+        "results/table1.csv",
+        "results/table2.csv",

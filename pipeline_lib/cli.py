@@ -1,0 +1,189 @@
+"""The command line: one command per stage, run by the workflow's rules or by hand, and commands that look at the store.
+
+Nothing heavy is imported here: a command imports what it computes with.
+"""
+
+import json
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline_lib.errors import UserError
+
+app = typer.Typer(
+    help="Synthetic images for image recognition, stage by stage.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+StoreOption = Annotated[Path, typer.Option(help="Folder of the content-addressed artifacts.")]
+ResultsOption = Annotated[Path, typer.Option(help="Folder of tables and pictures.")]
+ParamsOption = Annotated[Path, typer.Option(help="Configuration.")]
+
+
+def _stage_command(name: str, summary: str) -> None:
+    @app.command(name, help=f"Stage: {summary}", rich_help_panel="Stages")
+    def command(
+        spec: Annotated[Path, typer.Option(help="Spec file, written by the workflow to STORE/specs.")],
+        out: Annotated[Path, typer.Option(help="Where the artifact goes.")],
+        store: StoreOption = Path("store"),
+        log: Annotated[Path | None, typer.Option(help="Also write the log to this file.")] = None,
+        threads: Annotated[int, typer.Option(min=1, help="CPU threads of this process.")] = 1,
+    ) -> None:
+        _start(log, threads)
+        run_stage(name, spec, out, store)
+
+
+STAGE_HELP = {
+    "prompts": "write the prompts of every class.",
+    "images": "draw images with the text-to-image model.",
+    "datasets": "bring real images into shards.",
+    "embeddings": "encode images with the frozen CLIP encoder.",
+    "heads": "make the zero-shot head from class prompts.",
+    "scores": "score synthetic images with the zero-shot head.",
+    "manifests": "decide which images are kept, and why.",
+    "classifiers": "tune heads on the kept images.",
+    "predictions": "predict the real images' classes.",
+    "metrics": "accuracies, the gain and its interval.",
+    "tables": "gather cells into a table (CSV and Markdown).",
+    "samples": "draw a contact sheet of images.",
+}
+for _name, _summary in STAGE_HELP.items():
+    _stage_command(_name, _summary)
+
+
+def run_stage(name: str, spec: Path, out: Path, store_root: Path) -> None:
+    """Make the artifact of a spec file. Raises `UserError` where spec, stage and destination do not fit."""
+    from pipeline_lib import stages, timings
+    from pipeline_lib.store import Artifact, Store
+
+    started = time.perf_counter()
+    try:
+        artifact = Artifact.from_json(json.loads(spec.read_bytes()))
+    except FileNotFoundError:
+        raise UserError(f"{spec} does not exist; `snakemake` writes the spec files when a run starts") from None
+    if artifact.spec["stage"] != name:
+        raise UserError(f"{spec} is a spec of stage {artifact.spec['stage']!r}, not of {name!r}")
+    store = Store(store_root)
+    if name in stages.RESULTS:
+        stages.RESULTS[name](artifact, store, out)
+    else:
+        if out.resolve() != store.path(artifact).resolve():
+            raise UserError(f"--out is {out}, but this spec's artifact belongs at {store.path(artifact)}")
+        stages.STAGES[name](artifact, store)
+    timings.append(store.root / "timings.jsonl", name, artifact.key, time.perf_counter() - started)
+
+
+@app.command(rich_help_panel="Store")
+def show(
+    path: Annotated[Path, typer.Argument(help="A table, a picture or an artifact.")],
+    store: StoreOption = Path("store"),
+    depth: Annotated[int, typer.Option(min=0, help="How many steps back to print.")] = 20,
+) -> None:
+    """Print how something was made, from a table cell back to prompts, seeds and model digests."""
+    from pipeline_lib.maintenance import provenance
+    from pipeline_lib.store import Store
+
+    for line in provenance(path, Store(store), depth):
+        print(line)
+
+
+@app.command(rich_help_panel="Store")
+def verify(
+    store: StoreOption = Path("store"),
+    results: ResultsOption = Path("results"),
+    remove: Annotated[bool, typer.Option(help="Remove what is damaged and all that was made from it.")] = False,
+) -> None:
+    """Hash every artifact again and name those whose content is not what their record says."""
+    from pipeline_lib.maintenance import remove_all, verify_store
+    from pipeline_lib.store import Store
+
+    found = verify_store(Store(store), results)
+    for fault in found.faults:
+        print(fault)
+    for path in found.dependants:
+        print(f"made from damaged input: {path}")
+    print(f"{found.n_checked} artifacts checked, {len(found.faults)} damaged, {len(found.dependants)} made from them")
+    if found.faults and remove:
+        remove_all(found.faulty + found.dependants, Store(store))
+        print("Removed. The next run makes them again, and nothing else.")
+    elif found.faults:
+        print("Run again with --remove, then the run that made them: it makes them again, and nothing else.")
+        raise typer.Exit(1)
+
+
+@app.command(rich_help_panel="Store")
+def gc(
+    params: ParamsOption = Path("params.yaml"),
+    overlay: Annotated[list[Path] | None, typer.Option(help="Overlay on params.yaml, as for --configfile.")] = None,
+    delete: Annotated[bool, typer.Option(help="Delete what is listed.")] = False,
+) -> None:
+    """List what the present configuration does not reach; with --delete, delete it."""
+    from pipeline_lib.maintenance import remove_all, unreached
+    from pipeline_lib.plan import Plan
+
+    plan = Plan(_config(params, overlay or []))
+    found = unreached(plan)
+    for path, n_bytes in found:
+        print(f"{n_bytes:>12} {path}")
+    total = sum(n_bytes for _, n_bytes in found)
+    print(f"{len(found)} artifacts, {total / 1e6:.1f} MB, are not reached by {params}")
+    if delete:
+        remove_all([path for path, _ in found], plan.store)
+        print("Deleted.")
+
+
+@app.command(rich_help_panel="Configuration")
+def plan(params: ParamsOption = Path("params.yaml"), overlay: Annotated[list[Path] | None, typer.Option()] = None) -> None:
+    """Print what the configuration asks for and how much of it is there."""
+    from pipeline_lib.maintenance import plan_summary
+    from pipeline_lib.plan import Plan
+
+    for line in plan_summary(Plan(_config(params, overlay or []))):
+        print(line)
+
+
+@app.command(rich_help_panel="Configuration")
+def schema() -> None:
+    """Print the JSON schema of params.yaml."""
+    from pipeline_lib.config import Config
+
+    print(json.dumps(Config.model_json_schema(), indent=2))
+
+
+def _config(params: Path, overlays: list[Path]):  # type: ignore[no-untyped-def]
+    from pipeline_lib.config import read_config
+
+    return read_config(params, *overlays)
+
+
+def _start(log: Path | None, threads: int) -> None:
+    """Set up threads (before torch is imported) and logging: plain lines to stderr and to the log file."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = str(threads)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    handlers: list[logging.Handler] = [logging.StreamHandler()]
+    if log is not None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        handlers.append(logging.FileHandler(log, mode="w", encoding="utf-8"))
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=handlers)
+    logging.getLogger("pipeline_lib").setLevel(logging.INFO)
+    logging.captureWarnings(True)
+
+
+def main() -> None:
+    """Run the command line; a `UserError` is printed without a traceback."""
+    try:
+        app()
+    except UserError as error:
+        logging.getLogger("pipeline_lib").error("Error: %s", error)
+        if not logging.getLogger().handlers:
+            print(f"Error: {error}", file=sys.stderr)
+        sys.exit(1)

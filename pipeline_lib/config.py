@@ -1,0 +1,304 @@
+"""The configuration: pydantic models of params.yaml, validated whole before anything runs."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from pipeline_lib.datasets.registry import Dataset, builtin_datasets, read_datasets
+from pipeline_lib.errors import UserError
+from pipeline_lib.records import Loss, Strategy
+
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+class _Section(BaseModel):
+    # strict: YAML 1.1 reads 1e-3 as a string and `on` as a boolean; neither may slip through as a number or a name.
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+
+
+class Models(_Section):
+    """The three pretrained models, each a hub id or a local folder."""
+
+    generator: str
+    """Text-to-image model that diffusers' AutoPipeline loads."""
+    generator_revision: str | None = None
+    """Commit of the hub repository; required for a hub id, so that the run can be repeated."""
+    encoder: str
+    """open_clip model: `local-dir:FOLDER`, `hf-hub:ID`, or an architecture name with `encoder_pretrained`."""
+    encoder_pretrained: str | None = None
+    """open_clip pretrained tag, for example `openai`."""
+    sentences: str
+    """Word-to-sentence model (T5-style) that transformers loads."""
+    sentences_revision: str | None = None
+    """Commit of the hub repository of the word-to-sentence model."""
+
+
+class LanguageEnhancement(_Section):
+    """Word-to-sentence prompts (paper A.7.1)."""
+
+    asked: Positive
+    """Sentences sampled per class."""
+    kept: Positive
+    """Unique sentences kept per class; images cycle through them."""
+    top_p: Annotated[float, Field(gt=0, le=1)]
+    """Nucleus sampling: the probability mass sampled from."""
+    temperature: Annotated[float, Field(gt=0)]
+    """Softmax temperature of sampling."""
+    require_class_name: bool
+    """Drop sentences that do not contain the class name (folded); dropped ones are counted."""
+
+    @model_validator(mode="after")
+    def _enough(self) -> "LanguageEnhancement":
+        if self.kept > self.asked:
+            raise ValueError(f"kept ({self.kept}) must be at most asked ({self.asked})")
+        return self
+
+
+class Prompts(_Section):
+    """What the generator is asked to draw."""
+
+    strategy: Strategy
+    """The strategy of Table 1; Table 2 compares both."""
+    classes_per_job: Positive
+    """Classes whose prompts one job writes: the model is loaded once per job."""
+    language_enhancement: LanguageEnhancement
+    """Settings of the word-to-sentence model."""
+
+
+class Images(_Section):
+    """Text-to-image generation."""
+
+    per_class: Positive
+    """Images per class and strategy. Raising it generates only the difference."""
+    batch_size: Positive
+    """Images sampled together; halved, and the run goes on, when memory runs out."""
+    steps: Positive
+    """Sampling steps."""
+    guidance_scale: Annotated[float, Field(ge=1)]
+    """Classifier-free guidance scale s (paper, Equation 8); 1 turns guidance off."""
+    height: Annotated[int, Field(ge=8, multiple_of=8)] | None = None
+    """Height in pixels; null: the model's own."""
+    width: Annotated[int, Field(ge=8, multiple_of=8)] | None = None
+    """Width in pixels; null: the model's own."""
+    format: Literal["png", "jpeg", "webp"]
+    """Encoding of the stored images."""
+    dtype: Literal["auto", "float32", "float16", "bfloat16"]
+    """Precision of the generator; auto: float16 on a GPU, float32 on a CPU."""
+    per_shard: Positive
+    """Images in one Parquet shard: a range of one class's image indices."""
+    classes_per_job: Positive
+    """Classes whose shards one job makes: the model is loaded once per job."""
+
+
+class Embeddings(_Section):
+    """Image encoder passes."""
+
+    batch_size: Positive
+    """Images encoded together."""
+
+
+class ClipFilter(_Section):
+    """CLIP filter, CF (paper 3.1)."""
+
+    threshold: Literal["1/N"] | Fraction
+    """Keep an image whose own-class probability is above this; 1/N: N is the number of classes, as in the paper."""
+    per_class: Positive | None = None
+    """At most this many kept images per class, drawn at random from those that passed; null: all of them."""
+    min_per_class: Annotated[int, Field(ge=0)]
+    """If fewer pass, the most confident images of the class fill up to this many (the fallback of the paper's code)."""
+
+
+class Tuning(_Section):
+    """Classifier tuning, CT (paper A.7)."""
+
+    epochs: Positive
+    """Passes over the kept images; the last epoch is the result."""
+    learning_rate: Annotated[float, Field(gt=0, le=1)]
+    """AdamW's initial learning rate, decayed to 0 by a cosine."""
+    weight_decay: Annotated[float, Field(ge=0)]
+    """AdamW's decoupled weight decay."""
+    batch_size: Positive
+    """Images per step."""
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    """One classifier is tuned per seed; tables give the mean."""
+    loss: Loss
+    """Loss of Table 1: ce, or sce (soft-target cross-entropy, paper A.5). Table 2 compares both."""
+    soft_target_weight: Annotated[float, Field(ge=0, le=1)]
+    """Weight of the soft targets in sce."""
+    temperature: Annotated[float, Field(gt=0)]
+    """Temperature T of the soft targets."""
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: list[int]) -> list[int]:
+        if len(set(seeds)) != len(seeds):
+            raise ValueError(f"seeds must differ from each other, {seeds} do not")
+        return seeds
+
+
+class Evaluation(_Section):
+    """What the tables are computed on."""
+
+    split: Literal["test", "validation"]
+    """`validation` is for choosing settings, `test` for the result; nothing is ever chosen on test."""
+    bootstrap_resamples: Annotated[int, Field(ge=100)]
+    """Resamples of the test images behind each 95% interval."""
+
+
+class Tables(_Section):
+    """What the tables show."""
+
+    table2_datasets: Annotated[list[str], Field(min_length=1)]
+    """Data sets of Table 2, a subset of `datasets`."""
+
+
+class Config(_Section):
+    """params.yaml."""
+
+    study: str
+    """Name of the study; printed in the tables' notes."""
+    seed: Annotated[int, Field(ge=0)]
+    """Run seed of prompts and images."""
+    store: str
+    """Folder of the content-addressed artifacts."""
+    data: str
+    """Folder for downloaded source data."""
+    fashion_mnist: str | None = None
+    """Folder with Fashion-MNIST's four .gz files; null: found or fetched."""
+    datasets: Annotated[list[str], Field(min_length=1)]
+    """Data sets to evaluate, in the order of the tables."""
+    own_datasets: dict[str, Any] = {}
+    """Your own data sets, by name: see README, "Your own images"."""
+    models: Models
+    """Pretrained models."""
+    prompts: Prompts
+    """Prompts."""
+    images: Images
+    """Images."""
+    embeddings: Embeddings
+    """Embeddings."""
+    clip_filter: ClipFilter
+    """CLIP filter."""
+    tuning: Tuning
+    """Classifier tuning."""
+    evaluation: Evaluation
+    """Evaluation."""
+    tables: Tables
+    """Tables."""
+
+    @model_validator(mode="after")
+    def _known_datasets(self) -> "Config":
+        registry = {**builtin_datasets(), **read_datasets(self.own_datasets, "own_datasets")}
+        for key, names in (("datasets", self.datasets), ("tables.table2_datasets", self.tables.table2_datasets)):
+            for name in names:
+                if name not in registry:
+                    raise ValueError(f"{key}: unknown data set {name!r}; known are {', '.join(sorted(registry))}")
+            if len(set(names)) != len(names):
+                raise ValueError(f"{key}: {names} names a data set twice")
+        missing = [name for name in self.tables.table2_datasets if name not in self.datasets]
+        if missing:
+            raise ValueError(f"tables.table2_datasets: {', '.join(missing)} must also be listed in datasets")
+        if self.fashion_mnist is not None and not Path(self.fashion_mnist).is_dir():
+            raise ValueError(f"fashion_mnist: the folder {self.fashion_mnist!r} does not exist; name one or write null")
+        return self
+
+    def dataset(self, name: str) -> Dataset:
+        """The definition of one of `datasets`."""
+        return {**builtin_datasets(), **read_datasets(self.own_datasets, "own_datasets")}[name]
+
+
+def load_config(values: Any, *, source: str = "params.yaml") -> Config:
+    """Validate the parsed content of params.yaml (with any overlays already merged in).
+
+    Raises `UserError` listing every fault: the key, the value, what is allowed.
+    """
+    if not isinstance(values, dict):
+        raise UserError(f"{source}: expected a mapping of sections, found {type(values).__name__}")
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        faults = "\n".join(f"  {_describe(fault, values)}" for fault in error.errors())
+        raise UserError(f"{source} is not valid; nothing was run:\n{faults}") from None
+
+
+def read_config(path: Path, *overlays: Path) -> Config:
+    """Read and validate a YAML file, with overlays merged into it as Snakemake's --configfile does: mappings are
+    merged key by key, all else is replaced."""
+    values = _read_yaml(path)
+    for overlay in overlays:
+        values = _merge(values, _read_yaml(overlay))
+    return load_config(values, source=" + ".join(str(name) for name in (path, *overlays)))
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; run in the project's folder, or name the file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not YAML: {error}") from None
+
+
+def _merge(base: Any, over: Any) -> Any:
+    if not (isinstance(base, dict) and isinstance(over, dict)):
+        return over
+    return base | {key: _merge(base[key], value) if key in base else value for key, value in over.items()}
+
+
+def _describe(fault: Any, values: dict[str, Any]) -> str:
+    """One line for one fault, in the user's terms."""
+    # Tagged unions add their branch to the location ("literal['1/N']"); the user wrote no such key.
+    location = [part for part in fault["loc"] if isinstance(part, int) or _is_key(part)]
+    key = ".".join(str(part) for part in location) or "(top level)"
+    if fault["type"] == "extra_forbidden":
+        allowed = _allowed_keys(location[:-1])
+        return f"{key}: unknown key; allowed here: {', '.join(allowed)}"
+    if fault["type"] == "missing":
+        return f"{key}: missing; {_help(location)}"
+    if fault["type"] == "value_error":
+        message = str(fault["ctx"]["error"])
+        return message if key == "(top level)" else f"{key}: {message}"
+    hint = ""
+    value = fault["input"]
+    if isinstance(value, str) and _looks_like_number(value):
+        hint = f" (YAML reads {value} as text: write it as {float(value)!r})"
+    return f"{key}: {value!r} is not allowed: {fault['msg'].lower()}{hint}. {_help(location)}"
+
+
+def _is_key(part: str) -> bool:
+    return part.isidentifier() and part not in ("constrained-int", "float", "int", "str")
+
+
+def _looks_like_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _section(location: list[Any]) -> type[BaseModel] | None:
+    model: type[BaseModel] | None = Config
+    for part in location:
+        field = model.model_fields.get(part) if model and isinstance(part, str) else None
+        if field is None:
+            return None
+        annotations = (field.annotation, *get_args(field.annotation))
+        model = next((a for a in annotations if isinstance(a, type) and issubclass(a, BaseModel)), None)
+    return model
+
+
+def _allowed_keys(location: list[Any]) -> list[str]:
+    model = _section(location)
+    return sorted(model.model_fields) if model else []
+
+
+def _help(location: list[Any]) -> str:
+    """The documented meaning of a key."""
+    names = [part for part in location if isinstance(part, str)]
+    model = _section(names[:-1])
+    field = model.model_fields.get(names[-1]) if model and names else None
+    return (field.description or "").replace("\n", " ") if field else ""

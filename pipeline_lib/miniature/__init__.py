@@ -1,0 +1,1 @@
+"""How the miniature study's small models were made, and their weights."""

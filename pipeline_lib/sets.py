@@ -1,0 +1,90 @@
+"""Making a set of units: what is there is kept, what is missing is made once, even by jobs that run side by side."""
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+
+from pipeline_lib.records import Member, SetReceipt
+from pipeline_lib.store import Artifact, Store
+
+log = logging.getLogger(__name__)
+
+
+def make_set(artifact: Artifact, store: Store, make_units: Callable[[Sequence[Artifact]], None]) -> int:
+    """Make the units of `artifact` that are not there intact, then write its receipt. Returns how many were made.
+
+    `make_units` makes all units it is given; each must become complete on its own, so that an interrupted job loses
+    only the units in flight. A unit that another process is making at this moment is left to it and awaited.
+    """
+    made = 0
+    pending = [unit for unit in artifact.members if not _usable(unit, store)]
+    while pending:
+        # Units are locked in one order without waiting, so two jobs never wait for each other.
+        locked = [(unit, lock) for unit in pending if (lock := _try_lock(unit, store)) is not None]
+        try:
+            mine = [unit for unit, _ in locked if not store.is_complete(unit)]
+            if mine:
+                log.info("%s: %d of %d units to make", artifact.folder, len(mine), len(artifact.members))
+                make_units(mine)
+                made += len(mine)
+        finally:
+            for _, lock in locked:
+                lock.release()
+        pending = [unit for unit in pending if not store.is_complete(unit)]
+        if pending and not locked:
+            log.info("%s: waiting for %d units that another process is making", artifact.folder, len(pending))
+            FileLock(_lock_path(pending[0], store)).acquire().lock.release()
+    if not made:
+        log.info("%s: all %d units are there", artifact.folder, len(artifact.members))
+    _write_receipt(artifact, store, made)
+    return made
+
+
+def read_receipt(path: Path) -> SetReceipt:
+    """The receipt of a set."""
+    return SetReceipt.model_validate_json(path.read_bytes())
+
+
+def member_paths(store: Store, sets: Sequence[str]) -> list[str]:
+    """Paths (relative to the store) of the units of several sets, in order."""
+    return [member.path for name in sets for member in read_receipt(store.path(name)).members]
+
+
+def _usable(unit: Artifact, store: Store) -> bool:
+    if not store.is_complete(unit):
+        return False
+    if store.is_intact(unit):
+        return True
+    log.warning("%s: content does not match its record; it is made again", store.path(unit))
+    store.remove(unit.path)
+    return False
+
+
+def _lock_path(unit: Artifact, store: Store) -> Path:
+    return store.root / ".locks" / f"{unit.short_key}.lock"
+
+
+def _try_lock(unit: Artifact, store: Store) -> FileLock | None:
+    path = _lock_path(unit, store)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return None
+    return lock
+
+
+def _write_receipt(artifact: Artifact, store: Store, made: int) -> None:
+    members = []
+    for unit in artifact.members:
+        record = store.record(unit)
+        assert record is not None
+        rows = pq.read_metadata(store.path(unit)).num_rows if unit.suffix == ".parquet" else None
+        members.append(Member(path=unit.path, sha256=record.sha256, n_rows=rows))
+    receipt = SetReceipt(stage=str(artifact.spec["set"]), members=members)
+    with store.making(artifact, units_made=made) as path:
+        path.write_text(receipt.model_dump_json(indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,176 @@
+"""Tables from cells: CSV for machines, Markdown for people, the paper's value beside ours where it exists."""
+
+import csv
+import io
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline_lib.metrics.cells import difference
+from pipeline_lib.metrics.classification import Gain, average_gain
+from pipeline_lib.records import Cell
+
+Row = dict[str, Any]
+COLUMNS = {
+    "table1": (
+        "dataset,task,n_classes,n_test,images_per_class,clip,clip_syn,gain,gain_low,gain_high,seeds,"
+        "paper_clip,paper_clip_syn"
+    ).split(","),
+    "table2": "dataset,prompts,filter,loss,top1,gain,gain_low,gain_high".split(","),
+}
+TITLES = {
+    "table1": "Table 1: zero-shot recognition with synthetic images",
+    "table2": "Table 2: prompts, filter and loss",
+}
+# Names of the encoders in the paper's tables, by what open_clip calls them.
+_PAPER_ENCODERS = {"RN50": "clip_rn50", "RN50-quickgelu": "clip_rn50", "ViT-B-16": "clip_vitb16"}
+
+
+@cache
+def paper_values() -> Mapping[tuple[str, str, str], float]:
+    """The paper's numbers by (table, row, column), as in its tables; columns `clip_vitb16*` were published later."""
+    text = (resources.files("pipeline_lib") / "paper_tables.csv").read_text(encoding="utf-8")
+    return {(row["table"], row["row"], row["column"]): float(row["value"]) for row in csv.DictReader(io.StringIO(text))}
+
+
+def average_over_datasets(cells: Sequence[Cell], read: Callable[[str], pa.Table], resamples: int) -> Gain:
+    """Mean gain over data sets; those that share test images are resampled together."""
+    return average_gain([difference(cell, read(cell.predictions)) for cell in cells], resamples=resamples)
+
+
+def table1(cells: Sequence[Cell], read: Callable[[str], pa.Table], resamples: int) -> list[Row]:
+    """Paper, Table 1: one row per data set, an average row last."""
+    rows = [
+        {
+            "dataset": cell.dataset,
+            "task": cell.task,
+            "n_classes": cell.n_classes,
+            "n_test": cell.n_test,
+            "images_per_class": cell.images_per_class,
+            "clip": cell.clip,
+            "clip_syn": cell.clip_syn,
+            "gain": cell.gain,
+            "gain_low": cell.gain_low,
+            "gain_high": cell.gain_high,
+            "seeds": len(cell.seeds),
+            "paper_clip": _paper_cell(cell, ""),
+            "paper_clip_syn": _paper_cell(cell, "_syn"),
+        }
+        for cell in cells
+    ]
+    average = average_over_datasets(cells, read, resamples)
+    # The paper's average stands beside ours only if every one of our rows has a paper's value.
+    comparable = all(row["paper_clip"] is not None for row in rows)
+    rows.append(
+        {
+            "dataset": "average",
+            "task": "",
+            "n_classes": "",
+            "n_test": sum(cell.n_test for cell in cells),
+            "images_per_class": cells[0].images_per_class,
+            "clip": _mean(row["clip"] for row in rows),
+            "clip_syn": _mean(row["clip_syn"] for row in rows),
+            "gain": average.value,
+            "gain_low": average.low,
+            "gain_high": average.high,
+            "seeds": len(cells[0].seeds),
+            "paper_clip": _mean(row["paper_clip"] for row in rows) if comparable else None,
+            "paper_clip_syn": _mean(row["paper_clip_syn"] for row in rows) if comparable else None,
+        }
+    )
+    return rows
+
+
+def table2(cells: Sequence[Cell], read: Callable[[str], pa.Table], resamples: int) -> list[Row]:
+    """Paper, Table 2: zero-shot and {B, LE, LE+CF} x {CE, SCE} per data set, then the averages over the data sets."""
+    by_dataset: dict[str, list[Cell]] = {}
+    for cell in cells:
+        by_dataset.setdefault(cell.dataset, []).append(cell)
+    rows: list[Row] = []
+    for dataset, group in by_dataset.items():
+        rows.append(_zero_shot_row(dataset, group[0].clip))
+        rows += [_method_row(dataset, cell, cell.clip_syn, cell.gain, cell.gain_low, cell.gain_high) for cell in group]
+    rows.append(_zero_shot_row("average", _mean(group[0].clip for group in by_dataset.values())))
+    for same_method in zip(*by_dataset.values(), strict=True):
+        average = average_over_datasets(same_method, read, resamples)
+        top1 = _mean(cell.clip_syn for cell in same_method)
+        rows.append(_method_row("average", same_method[0], top1, average.value, average.low, average.high))
+    return rows
+
+
+TABLES: dict[str, Callable[[Sequence[Cell], Callable[[str], pa.Table], int], list[Row]]] = {
+    "table1": table1,
+    "table2": table2,
+}
+
+
+def as_csv(table: str, rows: Sequence[Row]) -> str:
+    """CSV with the table's columns; numbers to two decimals; a missing value is an empty field."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(COLUMNS[table])
+    writer.writerows([_format(row[column]) for column in COLUMNS[table]] for row in rows)
+    return buffer.getvalue()
+
+
+def as_markdown(table: str, rows: Sequence[Row], study: str, cells: Sequence[Cell]) -> str:
+    """The table for people, with what must be known to read it."""
+    columns = COLUMNS[table]
+    seeds = len(cells[0].seeds)
+    lines = [
+        f"# {TITLES[table]}",
+        "",
+        f"Study `{study}`. Top-1 accuracy in percent on the {cells[0].split} images, mean of {seeds} "
+        f"seed{'s' if seeds > 1 else ''} of classifier tuning. `gain` is in percentage points over zero-shot CLIP, "
+        "`gain_low` and `gain_high` its 95% paired bootstrap interval over the images; in averages, images that several "
+        "data sets share are resampled together.",
+        "",
+        "| " + " | ".join(columns) + " |",
+        "|" + "|".join("---" if column in ("dataset", "task", "prompts", "filter", "loss") else "---:" for column in columns) + "|",
+        *("| " + " | ".join(_format(row[column]) for column in columns) + " |" for row in rows),
+        "",
+    ]
+    if all(len(cell.seeds) > 1 for cell in cells):
+        spread = [float(np.std(cell.clip_syn_per_seed, ddof=1)) for cell in cells]
+        lines += [f"Standard deviation over seeds: at most {max(spread):.2f} points.", ""]
+    return "\n".join(lines)
+
+
+def _zero_shot_row(dataset: str, top1: float) -> Row:
+    empty = dict.fromkeys(("prompts", "filter", "loss"), "")
+    return {"dataset": dataset, **empty, "prompts": "zero_shot", "top1": top1, "gain": None, "gain_low": None, "gain_high": None}
+
+
+def _method_row(dataset: str, cell: Cell, top1: float, gain: float, low: float, high: float) -> Row:
+    return {
+        "dataset": dataset,
+        "prompts": cell.strategy,
+        "filter": "clip_filter" if cell.clip_filter else "none",
+        "loss": cell.loss,
+        "top1": top1,
+        "gain": gain,
+        "gain_low": low,
+        "gain_high": high,
+    }
+
+
+def _paper_cell(cell: Cell, suffix: str) -> float | None:
+    """The paper's value where data set and encoder are the paper's and the test split was used."""
+    encoder = _PAPER_ENCODERS.get(cell.encoder.split()[0])
+    if encoder is None or cell.split != "test":
+        return None
+    return paper_values().get(("1", cell.dataset, encoder + suffix))
+
+
+def _mean(values: Any) -> float:
+    return float(np.mean(list(values)))
+
+
+def _format(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.2f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,14 @@
+# Classifier tuning on cached features, all seeds in one process.
+
+
+rule classifiers:
+    input:
+        inputs,
+    output:
+        f"{STORE}/classifiers/{{name}}/{{key}}.safetensors",
+    log:
+        "logs/classifiers/{name}.{key}.log",
+    threads: 1
+    shell:
+        "{RUN} classifiers --spec {STORE}/specs/{wildcards.key}.json --out {output} --store {STORE}"
+        " --threads {threads} --log {log}"

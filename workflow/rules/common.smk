@@ -1,0 +1,52 @@
+# The plan: every artifact's path and inputs, from the validated configuration. What a stage reads is its spec file,
+# STORE/specs/KEY.json, written when a run starts. Inputs are `ancient`: a path names its content, so an artifact is
+# made when it is missing and never because of a time stamp.
+
+import sys
+import time
+
+from snakemake.exceptions import WorkflowError
+
+sys.path.insert(0, str(workflow.basedir))
+
+from pipeline_lib import timings
+from pipeline_lib.config import load_config
+from pipeline_lib.errors import UserError
+from pipeline_lib.plan import Plan
+
+try:
+    PLAN = Plan(load_config(config, source=" + ".join(map(str, workflow.configfiles))))
+except UserError as error:
+    raise WorkflowError(str(error)) from None
+
+STORE = PLAN.config.store
+RUN = "python -m pipeline_lib"
+STARTED = time.time()
+SAMPLES = sorted({pair for table in PLAN.tables for pair in PLAN.sample_sheets(table)})
+SAMPLE_JOBS = {f"{dataset}.{strategy}": PLAN.samples(dataset, strategy) for dataset, strategy in SAMPLES}
+
+
+wildcard_constraints:
+    key="[0-9a-f]{16}",
+    name=r"[a-z0-9_]+(\.[a-z0-9_]+)*",
+    sheet="|".join(SAMPLE_JOBS),
+    table="|".join(PLAN.tables),
+
+
+def inputs(wildcards):
+    """Paths of the artifacts that the job with this key reads."""
+    return ancient(PLAN.inputs(wildcards.key))
+
+
+onstart:
+    PLAN.store.write_specs(PLAN.jobs.values())
+
+
+onsuccess:
+    print(timings.summary(PLAN.store.root / "timings.jsonl", since=STARTED), file=sys.stderr)
+    print(
+        "Tables:   results/*.csv, and *.md to read\n"
+        "Pictures: results/samples/*.png\n"
+        f"Images:   {STORE}/images/*/*/*.parquet (python -m pipeline_lib show PATH says how each was made)",
+        file=sys.stderr,
+    )

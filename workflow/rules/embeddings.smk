@@ -1,0 +1,32 @@
+# Frozen CLIP features of images, once per (image, encoder), and of class prompts: the zero-shot heads.
+
+
+rule embeddings:
+    input:
+        inputs,
+    output:
+        f"{STORE}/embeddings/sets/{{name}}/{{key}}.json",
+    log:
+        "logs/embeddings/{name}.{key}.log",
+    threads: 1
+    shell:
+        "{RUN} embeddings --spec {STORE}/specs/{wildcards.key}.json --out {output} --store {STORE}"
+        " --threads {threads} --log {log}"
+
+
+rule heads:
+    input:
+        inputs,
+    output:
+        f"{STORE}/heads/sets/{{name}}/{{key}}.json",
+    log:
+        "logs/heads/{name}.{key}.log",
+    threads: 1
+    shell:
+        "{RUN} heads --spec {STORE}/specs/{wildcards.key}.json --out {output} --store {STORE}"
+        " --threads {threads} --log {log}"
+
+
+rule all_embeddings:
+    input:
+        PLAN.paths(PLAN.stage("embeddings")),

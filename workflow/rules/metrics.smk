@@ -1,0 +1,27 @@
+# Predictions on real images, and one cell (JSON) per number of a table.
+
+
+rule predictions:
+    input:
+        inputs,
+    output:
+        f"{STORE}/predictions/{{name}}/{{key}}.parquet",
+    log:
+        "logs/predictions/{name}.{key}.log",
+    threads: 1
+    shell:
+        "{RUN} predictions --spec {STORE}/specs/{wildcards.key}.json --out {output} --store {STORE}"
+        " --threads {threads} --log {log}"
+
+
+rule metrics:
+    input:
+        inputs,
+    output:
+        f"{STORE}/metrics/{{name}}/{{key}}.json",
+    log:
+        "logs/metrics/{name}.{key}.log",
+    threads: 1
+    shell:
+        "{RUN} metrics --spec {STORE}/specs/{wildcards.key}.json --out {output} --store {STORE}"
+        " --threads {threads} --log {log}"

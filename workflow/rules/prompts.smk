@@ -1,0 +1,14 @@
+# What the generator is asked to draw: one file of prompts per class, a receipt per data set and strategy.
+
+
+rule prompts:
+    input:
+        inputs,
+    output:
+        f"{STORE}/prompts/sets/{{name}}/{{key}}.json",
+    log:
+        "logs/prompts/{name}.{key}.log",
+    threads: 1
+    shell:
+        "{RUN} prompts --spec {STORE}/specs/{wildcards.key}.json --out {output} --store {STORE}"
+        " --threads {threads} --log {log}"

@@ -1,0 +1,31 @@
+# Tables, gathered from their cells, and contact sheets. A table comes with the pictures that it rests on.
+
+
+rule tables:
+    input:
+        ancient(lambda wildcards: PLAN.inputs(PLAN.tables[wildcards.table].short_key)),
+        sheets=lambda wildcards: [
+            f"results/samples/{dataset}.{strategy}.png" for dataset, strategy in PLAN.sample_sheets(wildcards.table)
+        ],
+    output:
+        csv="results/{table}.csv",
+        markdown="results/{table}.md",
+    log:
+        "logs/tables/{table}.log",
+    params:
+        key=lambda wildcards: PLAN.tables[wildcards.table].short_key,
+    shell:
+        "{RUN} tables --spec {STORE}/specs/{params.key}.json --out {output.csv} --store {STORE} --log {log}"
+
+
+rule samples:
+    input:
+        ancient(lambda wildcards: PLAN.inputs(SAMPLE_JOBS[wildcards.sheet].short_key)),
+    output:
+        "results/samples/{sheet}.png",
+    log:
+        "logs/samples/{sheet}.log",
+    params:
+        key=lambda wildcards: SAMPLE_JOBS[wildcards.sheet].short_key,
+    shell:
+        "{RUN} samples --spec {STORE}/specs/{params.key}.json --out {output} --store {STORE} --log {log}"
