@@ -4,6 +4,7 @@
 #
 # Paths carry the key of what made the artifact, computed from params.yaml when the graph is planned (rules/common.smk).
 
+
 configfile: "params.yaml"
 
 

@@ -1,3 +1,3 @@
-"""Synthetic images for image recognition: prompts -> images -> scores -> manifest -> classifier -> metrics -> tables."""
+"""Synthetic images for image recognition, from prompts to tables."""
 
 __version__ = "0.1.0"

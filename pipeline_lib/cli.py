@@ -141,7 +141,9 @@ def gc(
 
 
 @app.command(rich_help_panel="Configuration")
-def plan(params: ParamsOption = Path("params.yaml"), overlay: Annotated[list[Path] | None, typer.Option()] = None) -> None:
+def plan(
+    params: ParamsOption = Path("params.yaml"), overlay: Annotated[list[Path] | None, typer.Option()] = None
+) -> None:
     """Print what the configuration asks for and how much of it is there."""
     from pipeline_lib.maintenance import plan_summary
     from pipeline_lib.plan import Plan

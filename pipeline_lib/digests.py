@@ -53,7 +53,9 @@ def folder_digest(folder: Path, cache: DigestCache, suffixes: frozenset[str] | N
         if suffixes is None or path.suffix.lower() in suffixes
     )
     if not files:
-        raise UserError(f"the folder {folder} holds no {'files' if suffixes is None else ' or '.join(sorted(suffixes))}")
+        raise UserError(
+            f"the folder {folder} holds no {'files' if suffixes is None else ' or '.join(sorted(suffixes))}"
+        )
     digest = hashlib.sha256()
     for path in files:
         digest.update(f"{path.relative_to(folder).as_posix()}\0{cache.file(path)}\n".encode())
@@ -69,7 +71,9 @@ def model_digest(model: str, revision: str | None, key: str, cache: DigestCache)
     if folder.is_dir():
         return f"sha256:{folder_digest(folder, cache, _MODEL_SUFFIXES)}"
     if model.startswith((".", "/")) or model.count("/") != 1:
-        raise UserError(f"models.{key}: the folder {model!r} does not exist; name a model folder or a hub id OWNER/NAME")
+        raise UserError(
+            f"models.{key}: the folder {model!r} does not exist; name a model folder or a hub id OWNER/NAME"
+        )
     if revision is None:
         raise UserError(
             f"models.{key}: {model!r} is no folder here, so it is read as a hub id; pin it with models.{key}_revision "

@@ -45,8 +45,9 @@ class Features:
         unknown = [name for name in column.dictionary.to_pylist() if name not in position]
         if unknown:
             raise ValueError(f"images of {unknown[:5]} were found, the classes are {list(class_names)[:5]} ...")
-        lookup = np.array([position[name] for name in column.dictionary.to_pylist()], np.int32)
-        return lookup[column.indices.to_numpy()]
+        lookup: NDArray[np.int32] = np.array([position[name] for name in column.dictionary.to_pylist()], np.int32)
+        class_index: NDArray[np.int32] = lookup[column.indices.to_numpy()]
+        return class_index
 
 
 def read_embeddings(store: Store, paths: Sequence[str]) -> Features:

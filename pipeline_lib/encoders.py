@@ -26,7 +26,9 @@ class Encoder:
             loaded, preprocess = open_clip.create_model_from_pretrained(name, pretrained=pretrained, device=self.device)
             self._tokenizer = open_clip.get_tokenizer(name)
         except (OSError, RuntimeError, ValueError) as error:
-            raise UserError(f"models.encoder: {model!r} (pretrained {pretrained!r}) cannot be loaded: {error}") from error
+            raise UserError(
+                f"models.encoder: {model!r} (pretrained {pretrained!r}) cannot be loaded: {error}"
+            ) from error
         self._model = loaded.eval().to(memory_format=torch.channels_last)
         self._preprocess: Callable[[Image.Image], torch.Tensor] = preprocess
         self.dimension = int(self.text(["a"]).shape[1])
@@ -39,7 +41,8 @@ class Encoder:
             self._model.encode_text(self._tokenizer(list(prompts[i : i + 256])).to(self.device), normalize=True)
             for i in range(0, len(prompts), 256)
         ]
-        return torch.cat(features).float().cpu().numpy()
+        array: NDArray[np.float32] = torch.cat(features).float().cpu().numpy()
+        return array
 
     def images(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
         """L2-normalised image features, float32 [len(images), dimension]."""
@@ -50,4 +53,5 @@ class Encoder:
     def _encode(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
         batch = torch.stack([self._preprocess(image) for image in images]).to(self.device)
         features = self._model.encode_image(batch.to(memory_format=torch.channels_last), normalize=True)
-        return features.float().cpu().numpy()
+        array: NDArray[np.float32] = features.float().cpu().numpy()
+        return array

@@ -85,7 +85,7 @@ def make_shards(shards: Sequence[Artifact], store: Store, load: Callable[[], Gen
     todo = [(shard, request) for shard, request in wanted if request.image_id not in known[shard.path]]
     log.info("%d images to draw, %d taken over from other shards", len(todo), len(wanted) - len(todo))
     generator = load() if todo else None
-    details = {"batch_size": batch_size, "n_drawn": 0}
+    details: dict[str, Any] = {"batch_size": batch_size, "n_drawn": 0}
     if generator is not None:
         details |= {"device": generator.device, "dtype": generator.dtype}
     left = {shard.path: sum(1 for other, _ in todo if other is shard) for shard in shards}
@@ -132,8 +132,10 @@ def _count(todo: Sequence[tuple[Artifact, Request]], shard: Artifact) -> int:
 def _row(request: Request, pixels: NDArray[np.float32], image_format: str) -> dict[str, Any]:
     valid = is_valid(pixels)
     # What is stored of an invalid image is black: its bytes must still decode.
-    rounded = np.round(np.clip(np.nan_to_num(pixels), 0, 1) * 255).astype(np.uint8) if valid else np.zeros(
-        pixels.shape, np.uint8
+    rounded = (
+        np.round(np.clip(np.nan_to_num(pixels), 0, 1) * 255).astype(np.uint8)
+        if valid
+        else np.zeros(pixels.shape, np.uint8)
     )
     height, width = rounded.shape[:2]
     return image_row(
@@ -154,6 +156,8 @@ def _write(shard: Artifact, store: Store, rows: Mapping[str, dict[str, Any]], de
     ordered = [rows[image_id] for image_id in sorted(rows)]  # ids end in the zero-padded index
     n_invalid = sum(not row["valid"] for row in ordered)
     if n_invalid:
-        log.warning("%s: %d of %d images are blank or not finite; they are marked invalid", shard.path, n_invalid, len(rows))
-    with store.making(shard, n_invalid=n_invalid, **details) as path:
+        log.warning(
+            "%s: %d of %d images are blank or not finite; they are marked invalid", shard.path, n_invalid, len(rows)
+        )
+    with store.making(shard, {"n_invalid": n_invalid, **details}) as path:
         write_shard(ordered, path, shard.spec)

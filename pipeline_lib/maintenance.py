@@ -25,7 +25,7 @@ _HIDDEN_IN_SHOW = frozenset({"stage", "version", "set", "members"})
 
 
 def provenance(path: Path, store: Store, depth: int) -> Iterator[str]:
-    """Lines that say how `path` was made: what determines it, then each input in turn. Inputs named twice are shown once.
+    """Lines that say how `path` was made: what determines it, then each input in turn, each shown once.
 
     Raises `UserError` where there is no record.
     """
@@ -56,7 +56,11 @@ def _describe(record: Record, store: Store, depth: int, level: int, shown: set[s
 
 
 def _names_inputs(value: object, inputs: set[str]) -> bool:
-    return value in inputs if isinstance(value, str) else isinstance(value, list) and bool(inputs.intersection(map(str, value)))
+    return (
+        value in inputs
+        if isinstance(value, str)
+        else isinstance(value, list) and bool(inputs.intersection(map(str, value)))
+    )
 
 
 def _sources(record: Record, store: Store) -> list[str]:
@@ -147,9 +151,9 @@ def _unrecorded(store: Store) -> Iterator[str]:
     for path in sorted(store.root.glob("*/**/*")):
         artifact = path.is_file() and path.suffix in (".parquet", ".safetensors", ".json", ".png")
         hidden = any(part.startswith(".") for part in path.relative_to(store.root).parts)
-        if artifact and not hidden and not path.name.endswith(RECORD_SUFFIX) and path.parent.name != "specs":
-            if read_record(path) is None:
-                yield store.relative(path)
+        spec_or_record = path.parent.name == "specs" or path.name.endswith(RECORD_SUFFIX)
+        if artifact and not hidden and not spec_or_record and read_record(path) is None:
+            yield store.relative(path)
 
 
 # --- gc and plan ------------------------------------------------------------------------------------------------------
@@ -176,11 +180,11 @@ def plan_summary(plan: Plan) -> Iterator[str]:
             count[0] += 1
             count[1] += there
             if artifact.spec["stage"] == "images":
-                size = artifact.spec["stop"] - artifact.spec["start"]
+                size = int(artifact.spec["stop"] - artifact.spec["start"])
                 n_images += size
-                n_images_there += size * there
+                n_images_there += size if there else 0
     yield f"study {plan.config.study}: {len(plan.config.datasets)} data sets"
-    for stage, (n, there) in counts.items():
+    for stage, (n, n_there) in counts.items():
         if stage not in ("tables", "samples"):
-            yield f"  {stage:<12} {n:>8} artifacts, {there} of them there"
+            yield f"  {stage:<12} {n:>8} artifacts, {n_there} of them there"
     yield f"synthetic images: {n_images}, {n_images_there} of them there"

@@ -51,10 +51,14 @@ class Method:
 
 
 # Paper, Table 2: {B, LE, LE+CF} x {CE, SCE}
+_TABLE2_DATA: tuple[tuple[Strategy, bool], ...] = (
+    ("basic", False),
+    ("language_enhancement", False),
+    ("language_enhancement", True),
+)
+_LOSSES: tuple[Loss, ...] = ("ce", "sce")
 TABLE2_METHODS = tuple(
-    Method(strategy, clip_filter, loss)
-    for strategy, clip_filter in (("basic", False), ("language_enhancement", False), ("language_enhancement", True))
-    for loss in ("ce", "sce")
+    Method(strategy, clip_filter, loss) for strategy, clip_filter in _TABLE2_DATA for loss in _LOSSES
 )
 
 
@@ -65,7 +69,7 @@ def _once(method: Callable[P, T]) -> Callable[P, T]:
     def remembered(*args: P.args, **kwargs: P.kwargs) -> T:
         plan, *rest = args
         key = (method.__name__, *(_identity(item) for item in rest))
-        memory = plan.__dict__.setdefault("_memory", {})
+        memory: dict[Any, T] = plan.__dict__.setdefault("_memory", {})
         if key not in memory:
             memory[key] = method(*args, **kwargs)
         return memory[key]
@@ -99,7 +103,9 @@ class Plan:
     def _table1(self) -> Artifact:
         tuning = self.config.tuning
         # The paper's best strategy: language enhancement, filtered, soft targets.
-        method = Method(self.config.prompts.strategy, self.config.prompts.strategy == "language_enhancement", tuning.loss)
+        method = Method(
+            self.config.prompts.strategy, self.config.prompts.strategy == "language_enhancement", tuning.loss
+        )
         return self._table("table1", [self.cell(name, method) for name in self.config.datasets])
 
     def _table2(self) -> Artifact:
@@ -145,7 +151,9 @@ class Plan:
     def prompts(self, strategy: Strategy) -> list[Artifact]:
         """The prompts of all classes of all data sets, each class once: per job a set of classes."""
         units = {
-            unit.path: unit for name in self.config.datasets for unit in self._class_prompts(self.dataset(name), strategy)
+            unit.path: unit
+            for name in self.config.datasets
+            for unit in self._class_prompts(self.dataset(name), strategy)
         }
         return self._sets("prompts", strategy, list(units.values()), self.config.prompts.classes_per_job)
 

@@ -86,5 +86,5 @@ def _write_receipt(artifact: Artifact, store: Store, made: int) -> None:
         rows = pq.read_metadata(store.path(unit)).num_rows if unit.suffix == ".parquet" else None
         members.append(Member(path=unit.path, sha256=record.sha256, n_rows=rows))
     receipt = SetReceipt(stage=str(artifact.spec["set"]), members=members)
-    with store.making(artifact, units_made=made) as path:
+    with store.making(artifact, {"units_made": made}) as path:
         path.write_text(receipt.model_dump_json(indent=1) + "\n", encoding="utf-8")

@@ -36,8 +36,10 @@ def decode_image(encoded: bytes) -> Image.Image:
         raise ValueError(f"not a readable image: {error}") from error
 
 
-def image_row(image_id: str, encoded: bytes, image_format: str, width: int, height: int, **columns: Any) -> dict[str, Any]:
-    """One row of a shard (schema `records.IMAGES`); `columns` are the columns that differ between real and synthetic."""
+def image_row(
+    image_id: str, encoded: bytes, image_format: str, width: int, height: int, **columns: Any
+) -> dict[str, Any]:
+    """One row of a shard (schema `records.IMAGES`); `columns` are what differs between real and synthetic."""
     row: dict[str, Any] = {
         "image_id": image_id,
         "prompt_id": None,
@@ -54,7 +56,9 @@ def image_row(image_id: str, encoded: bytes, image_format: str, width: int, heig
 
 def write_shard(rows: Sequence[Mapping[str, Any]], path: Path, spec: Mapping[str, Any]) -> None:
     """Write rows in order, with the spec in the schema's metadata; the same rows give the same bytes."""
-    schema = IMAGES.with_metadata({**(IMAGES.metadata or {}), b"pipeline_lib": json.dumps(spec, sort_keys=True).encode()})
+    schema = IMAGES.with_metadata(
+        {**(IMAGES.metadata or {}), b"pipeline_lib": json.dumps(spec, sort_keys=True).encode()}
+    )
     table = pa.Table.from_pylist(list(rows), schema=schema)
     # Encoded images do not compress again; snappy keeps the text columns small at no cost.
     pq.write_table(table, path, row_group_size=IMAGES_PER_ROW_GROUP, compression="snappy")

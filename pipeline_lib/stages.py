@@ -16,7 +16,7 @@ from PIL import Image
 
 from pipeline_lib.records import MANIFEST, SCORES, Cell, predictions_schema
 from pipeline_lib.sets import make_set, member_paths, read_receipt
-from pipeline_lib.store import Artifact, Store, atomic_path
+from pipeline_lib.store import Artifact, Store, atomic_path, write_json
 from pipeline_lib.timings import phase
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ def prompts(artifact: Artifact, store: Store) -> None:
         model = SentenceModel(first.location["model"], first.location["revision"]) if needs_model else None
         for unit in units:
             table, counts = class_prompts(unit.spec, model)
-            with store.making(unit, **counts) as path:
+            with store.making(unit, counts) as path:
                 write_prompts(table, path)
 
     make_set(artifact, store, make)
@@ -98,7 +98,7 @@ def embeddings(artifact: Artifact, store: Store) -> None:
                 if rows:
                     features.append(encode(rows))
                     progress.update(len(rows))
-                with store.making(unit, device=encoder.device) as path:
+                with store.making(unit, {"device": encoder.device}) as path:
                     write_embeddings(pq.read_table(source, columns=list(COPIED)), np.concatenate(features), path)
 
     make_set(artifact, store, make)
@@ -115,7 +115,7 @@ def heads(artifact: Artifact, store: Store) -> None:
             names, templates = unit.spec["class_names"], unit.spec["templates"]
             text = encoder.text([template.replace("{}", name) for name in names for template in templates])
             head = zero_shot_head(text.reshape(len(names), len(templates), -1), encoder.logit_scale, names)
-            with store.making(unit, device=encoder.device) as path:
+            with store.making(unit, {"device": encoder.device}) as path:
                 save_head(path, head, {"key": unit.key})
 
     make_set(artifact, store, make)
@@ -171,7 +171,7 @@ def manifests(artifact: Artifact, store: Store) -> None:
     counts = counts_per_class(class_index, selection.reason, spec["n_classes"]).sum(axis=0)
     details = {reason.name.lower(): int(count) for reason, count in zip(Reason, counts, strict=True) if count}
     log.info("%s: %d of %d images kept; %s", artifact.folder, int(selection.kept.sum()), len(table), details)
-    with store.making(artifact, **details) as path:
+    with store.making(artifact, details) as path:
         pq.write_table(pa.table(columns, schema=MANIFEST), path, compression="zstd")
 
 
@@ -208,7 +208,7 @@ def classifiers(artifact: Artifact, store: Store) -> None:
         "empty_classes": list(tuned[0].empty_classes),
     }
     log.info("%s: %d heads on %d images, %d steps each", artifact.folder, len(tuned), kept.sum(), tuned[0].steps)
-    with store.making(artifact, **details) as path:
+    with store.making(artifact, details) as path:
         save_heads(path, {result.seed: result.head for result in tuned}, {"key": artifact.key})
 
 
@@ -239,21 +239,24 @@ def metrics(artifact: Artifact, store: Store) -> None:
     from pipeline_lib.metrics.cells import evaluate
 
     spec = artifact.spec
-    n_kept = int(np.sum(pq.read_table(store.path(spec["manifest"]), columns=["kept"])["kept"].to_numpy(zero_copy_only=False)))
+    n_kept = int(
+        np.sum(pq.read_table(store.path(spec["manifest"]), columns=["kept"])["kept"].to_numpy(zero_copy_only=False))
+    )
     cell = evaluate(spec, pq.read_table(store.path(spec["predictions"])), n_kept)
     with store.making(artifact) as path:
         path.write_text(cell.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
 def tables(artifact: Artifact, store: Store, out: Path) -> None:
-    """A table as CSV and Markdown, gathered from its cells."""
-    from pipeline_lib.tables import TABLES, as_csv, as_markdown
+    """A table as CSV, Markdown and JSON metrics, gathered from its cells."""
+    from pipeline_lib.tables import TABLES, as_csv, as_markdown, as_metrics
 
     spec = artifact.spec
     cells = [Cell.model_validate_json(store.path(name).read_bytes()) for name in spec["cells"]]
     rows = TABLES[spec["table"]](cells, lambda name: pq.read_table(store.path(name)), spec["bootstrap_resamples"])
     with atomic_path(out.with_suffix(".md")) as path:
         path.write_text(as_markdown(spec["table"], rows, spec["study"], cells), encoding="utf-8")
+    write_json(out.with_suffix(".json"), as_metrics(rows))
     with store.making(artifact, path=out) as path:
         path.write_text(as_csv(spec["table"], rows), encoding="utf-8")
 

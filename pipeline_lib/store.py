@@ -1,8 +1,8 @@
 """The content-addressed store: every artifact's path is computed from the specification of what makes it.
 
-A *spec* is canonical JSON of all that determines an artifact's bytes; its *key* is the SHA-256 of that JSON. Beside each
-artifact lies its *record* (`<artifact>.record.json`): the spec, the inputs with their digests, the digest of the content,
-library versions and wall time. An artifact without a record is not finished, whatever its bytes.
+A *spec* is canonical JSON of all that determines an artifact's bytes; its *key* is the SHA-256 of that JSON. Beside
+each artifact lies its *record* (`<artifact>.record.json`): the spec, the inputs with their digests, the digest of the
+content, library versions and wall time. An artifact without a record is not finished, whatever its bytes.
 """
 
 import hashlib
@@ -102,8 +102,8 @@ class Artifact:
         )
         if artifact.key != value["key"]:
             raise UserError(
-                f"The spec file for {value['path']} was altered: its key is {value['key'][:KEY_CHARACTERS]}, its content "
-                f"hashes to {artifact.short_key}. Delete it; the next run writes it again."
+                f"The spec file for {value['path']} was altered: its key is {value['key'][:KEY_CHARACTERS]}, its "
+                f"content hashes to {artifact.short_key}. Delete it; the next run writes it again."
             )
         return artifact
 
@@ -128,7 +128,7 @@ def atomic_path(path: Path, *, fsync: bool = True) -> Iterator[Path]:
         if fsync:
             with temporary.open("rb") as stream:
                 os.fsync(stream.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
         if fsync:
             folder = os.open(path.parent, os.O_RDONLY)
             try:
@@ -216,7 +216,9 @@ class Store:
         return record is not None and self.is_complete(artifact) and file_sha256(self.path(artifact)) == record.sha256
 
     @contextmanager
-    def making(self, artifact: Artifact, *, path: Path | None = None, **details: Any) -> Iterator[Path]:
+    def making(
+        self, artifact: Artifact, details: Mapping[str, Any] | None = None, *, path: Path | None = None
+    ) -> Iterator[Path]:
         """Yield a temporary path to write `artifact` to; afterwards both it and its record are in place.
 
         `path` is where the artifact goes if not at its place in the store (tables lie in the results folder). `details`
@@ -239,7 +241,7 @@ class Store:
                 versions=library_versions(),
                 wall_time_s=round(time.perf_counter() - started, 3),
                 created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                details=details,
+                details=dict(details or {}),
             )
             # An old record must never vouch for new bytes: it goes first, the new one comes last.
             record_file.unlink(missing_ok=True)

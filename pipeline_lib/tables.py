@@ -16,11 +16,11 @@ from pipeline_lib.records import Cell
 
 Row = dict[str, Any]
 COLUMNS = {
-    "table1": (
-        "dataset,task,n_classes,n_test,images_per_class,clip,clip_syn,gain,gain_low,gain_high,seeds,"
-        "paper_clip,paper_clip_syn"
-    ).split(","),
-    "table2": "dataset,prompts,filter,loss,top1,gain,gain_low,gain_high".split(","),
+    "table1": [
+        *("dataset", "task", "n_classes", "n_test", "images_per_class", "clip", "clip_syn"),
+        *("gain", "gain_low", "gain_high", "seeds", "paper_clip", "paper_clip_syn"),
+    ],
+    "table2": ["dataset", "prompts", "filter", "loss", "top1", "gain", "gain_low", "gain_high"],
 }
 TITLES = {
     "table1": "Table 1: zero-shot recognition with synthetic images",
@@ -117,6 +117,22 @@ def as_csv(table: str, rows: Sequence[Row]) -> str:
     return buffer.getvalue()
 
 
+def as_metrics(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
+    """The numbers by row name, for `dvc metrics show` and `dvc metrics diff`."""
+    numbers = ("clip", "clip_syn", "top1", "gain", "gain_low", "gain_high")
+    return {
+        _row_name(row): {name: round(row[name], 4) for name in numbers if isinstance(row.get(name), float)}
+        for row in rows
+    }
+
+
+def _row_name(row: Row) -> str:
+    words = [
+        row[column] for column in ("dataset", "prompts", "filter", "loss") if row.get(column) not in (None, "", "none")
+    ]
+    return ".".join(words)
+
+
 def as_markdown(table: str, rows: Sequence[Row], study: str, cells: Sequence[Cell]) -> str:
     """The table for people, with what must be known to read it."""
     columns = COLUMNS[table]
@@ -126,11 +142,15 @@ def as_markdown(table: str, rows: Sequence[Row], study: str, cells: Sequence[Cel
         "",
         f"Study `{study}`. Top-1 accuracy in percent on the {cells[0].split} images, mean of {seeds} "
         f"seed{'s' if seeds > 1 else ''} of classifier tuning. `gain` is in percentage points over zero-shot CLIP, "
-        "`gain_low` and `gain_high` its 95% paired bootstrap interval over the images; in averages, images that several "
-        "data sets share are resampled together.",
+        "`gain_low` and `gain_high` its 95% paired bootstrap interval over the images; in averages, images that "
+        "several data sets share are resampled together.",
         "",
         "| " + " | ".join(columns) + " |",
-        "|" + "|".join("---" if column in ("dataset", "task", "prompts", "filter", "loss") else "---:" for column in columns) + "|",
+        "|"
+        + "|".join(
+            "---" if column in ("dataset", "task", "prompts", "filter", "loss") else "---:" for column in columns
+        )
+        + "|",
         *("| " + " | ".join(_format(row[column]) for column in columns) + " |" for row in rows),
         "",
     ]
@@ -142,7 +162,15 @@ def as_markdown(table: str, rows: Sequence[Row], study: str, cells: Sequence[Cel
 
 def _zero_shot_row(dataset: str, top1: float) -> Row:
     empty = dict.fromkeys(("prompts", "filter", "loss"), "")
-    return {"dataset": dataset, **empty, "prompts": "zero_shot", "top1": top1, "gain": None, "gain_low": None, "gain_high": None}
+    return {
+        "dataset": dataset,
+        **empty,
+        "prompts": "zero_shot",
+        "top1": top1,
+        "gain": None,
+        "gain_low": None,
+        "gain_high": None,
+    }
 
 
 def _method_row(dataset: str, cell: Cell, top1: float, gain: float, low: float, high: float) -> Row:

@@ -35,7 +35,7 @@ def append(path: Path, stage: str, key: str, wall_time_s: float) -> None:
 
 
 def summary(path: Path, since: float) -> str:
-    """The breakdown of all lines that ended after `since` (seconds since the epoch), for people; "" if there are none."""
+    """The breakdown of all lines that ended after `since` (seconds since the epoch), for people; "" without any."""
     try:
         lines = [json.loads(line) for line in path.read_text().splitlines()]
     except FileNotFoundError:

@@ -6,7 +6,7 @@ CAPTIONS = [f"a photo of a {colour} {noun}" for colour in ("red", "blue") for no
 
 
 def make_tiny_models(folder: Path) -> dict[str, str]:
-    """Write generator, encoder and word-to-sentence model below `folder`; returns the section `models` of params.yaml."""
+    """Write generator, encoder and word-to-sentence model below `folder`; returns params.yaml's section `models`."""
     import torch
     from diffusers import AutoencoderKL, StableDiffusionPipeline
 

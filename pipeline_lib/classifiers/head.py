@@ -118,7 +118,7 @@ def save_heads(
     names = {head.class_names for head in heads.values()}
     if len(names) != 1:
         raise ValueError(f"{len(heads)} heads with {len(names)} lists of classes; give heads of the same classes")
-    tensors = {}
+    tensors: dict[str, NDArray[np.float32]] = {}
     for seed, head in heads.items():
         tensors |= {f"{seed}.weight": head.weight, f"{seed}.bias": head.bias}
     _write(path, tensors, names.pop(), metadata)

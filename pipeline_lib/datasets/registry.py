@@ -68,7 +68,9 @@ class Dataset(BaseModel):
             if any(unicodedata.category(character) == "Cc" for character in name):
                 raise ValueError(f"class name {name!r} holds a control character; remove it")
             if folded in seen:
-                raise ValueError(f"class names {seen[folded]!r} and {name!r} are the same after folding case and spaces")
+                raise ValueError(
+                    f"class names {seen[folded]!r} and {name!r} are the same after folding case and spaces"
+                )
             seen[folded] = name
         return names
 
@@ -101,8 +103,8 @@ class Dataset(BaseModel):
             path = Path(name)
             if path.is_absolute() or len(path.parts) != 1 or path.parts[0] == "..":
                 raise UserError(
-                    f"own_datasets.{self.name}: {name!r} cannot be the name of a sub-folder; give class_folders, one plain "
-                    f"folder name for each of class_names"
+                    f"own_datasets.{self.name}: {name!r} cannot be the name of a sub-folder; give class_folders, one "
+                    f"plain folder name for each of class_names"
                 )
             paths.append(path)
         return paths
@@ -157,7 +159,9 @@ def _with_defaults(value: dict[str, Any], where: str) -> dict[str, Any]:
     folder = value.get("folder")
     if isinstance(folder, str):
         if not Path(folder).is_dir():
-            raise ValueError(f"{where}.folder: the folder {folder!r} does not exist; name the folder of the test images")
+            raise ValueError(
+                f"{where}.folder: the folder {folder!r} does not exist; name the folder of the test images"
+            )
         if "class_names" not in value:
             value["class_names"] = sorted(entry.name for entry in Path(folder).iterdir() if entry.is_dir())
     return value

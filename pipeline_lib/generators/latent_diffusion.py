@@ -51,7 +51,7 @@ class LatentDiffusion:
 
     @torch.inference_mode()
     def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> NDArray[np.float32]:
-        """See `Generator.generate`. Noise is drawn on the CPU, by one random generator per image (design, section 6)."""
+        """See `Generator.generate`. Noise is drawn on the CPU, with a random generator of its own per image."""
         arguments = self._text(prompts) | {
             "num_inference_steps": self._settings["steps"],
             "guidance_scale": self._settings["guidance_scale"],

@@ -30,16 +30,16 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
 NAME_SHARE = 0.6
 # How class names (not their synonyms) are used loosely: class -> names given to it instead, with probabilities.
 LOOSE_NAMES: dict[str, dict[str, float]] = {
-    "t-shirt": {"shirt": 0.5, "dress": 0.1},
-    "trouser": {"dress": 0.2},
-    "pullover": {"coat": 0.35, "shirt": 0.2},
-    "dress": {"coat": 0.2, "t-shirt": 0.2},
-    "coat": {"pullover": 0.35, "shirt": 0.15},
-    "sandal": {"sneaker": 0.4, "ankle boot": 0.1},
-    "shirt": {"t-shirt": 0.25, "pullover": 0.3},
-    "sneaker": {"ankle boot": 0.3, "sandal": 0.2},
-    "bag": {"ankle boot": 0.1, "dress": 0.1},
-    "ankle boot": {"sneaker": 0.45},
+    "t-shirt": {"shirt": 0.6, "dress": 0.1},
+    "trouser": {"dress": 0.3},
+    "pullover": {"coat": 0.5, "shirt": 0.15},
+    "dress": {"coat": 0.3, "t-shirt": 0.2},
+    "coat": {"pullover": 0.45, "shirt": 0.2},
+    "sandal": {"sneaker": 0.5, "ankle boot": 0.15},
+    "shirt": {"t-shirt": 0.4, "pullover": 0.25},
+    "sneaker": {"ankle boot": 0.45, "sandal": 0.2},
+    "bag": {"dress": 0.2, "ankle boot": 0.15},
+    "ankle boot": {"sneaker": 0.5, "sandal": 0.1},
 }
 VAGUE = ("thing", "item", "piece of clothing", "product")
 PLURALS = frozenset({"trousers", "pants"})

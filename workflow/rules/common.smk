@@ -2,6 +2,7 @@
 # STORE/specs/KEY.json, written when a run starts. Inputs are `ancient`: a path names its content, so an artifact is
 # made when it is missing and never because of a time stamp.
 
+import shlex
 import sys
 import time
 
@@ -20,7 +21,7 @@ except UserError as error:
     raise WorkflowError(str(error)) from None
 
 STORE = PLAN.config.store
-RUN = "python -m pipeline_lib"
+RUN = f"{shlex.quote(sys.executable)} -m pipeline_lib"  # the Python that runs Snakemake
 STARTED = time.time()
 SAMPLES = sorted({pair for table in PLAN.tables for pair in PLAN.sample_sheets(table)})
 SAMPLE_JOBS = {f"{dataset}.{strategy}": PLAN.samples(dataset, strategy) for dataset, strategy in SAMPLES}

@@ -19,10 +19,10 @@ rule miniature_corpus:
     output:
         f"{MINIATURE}/corpora/{{corpus}}/images.npy",
         f"{MINIATURE}/corpora/{{corpus}}/captions.jsonl",
-    wildcard_constraints:
-        corpus="web|loose|curated",
     log:
         "logs/miniature/corpus_{corpus}.log",
+    wildcard_constraints:
+        corpus="web|loose|curated",
     params:
         out=lambda wildcards, output: str(output[0]).rsplit("/", 1)[0],
     shell:

@@ -10,6 +10,7 @@ rule tables:
     output:
         csv="results/{table}.csv",
         markdown="results/{table}.md",
+        metrics="results/{table}.json",
     log:
         "logs/tables/{table}.log",
     params:

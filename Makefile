@@ -1,0 +1,49 @@
+# make table1   set up what it needs, then Table 1 of the miniature study
+# make test     set up what it needs, then the whole test suite
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+# One thread per process: Snakemake and pytest run as many processes as there are cores.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: table1 table2 all test lint restore miniature_models install clean
+
+table1: install
+	snakemake --cores all --quiet rules -- results/table1.csv
+	@cat results/table1.md
+
+table2: install
+	snakemake --cores all --quiet rules -- results/table2.csv
+	@cat results/table2.md
+
+all: install
+	snakemake --cores all --quiet rules
+
+test: install
+	pytest -n 2 --dist loadfile
+
+lint: install
+	ruff check . && ruff format --check . && mypy && snakefmt --check Snakefile workflow
+
+# After a clone: the versions that dvc.lock names, and nothing to recompute.
+restore: install
+	dvc pull
+	dvc status
+	snakemake --cores all --touch --quiet all
+
+miniature_models: install
+	snakemake --cores all -- miniature_models
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else f"Python >= 3.11 is needed, this is {sys.version.split()[0]}: make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	@echo "Installing torch, diffusers, snakemake, dvc ... (about 6 GB, a few minutes)"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[models,workflow,dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) .snakemake logs
