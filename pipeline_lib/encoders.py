@@ -32,7 +32,7 @@ class Encoder:
         self._model = loaded.eval().to(memory_format=torch.channels_last)
         self._preprocess: Callable[[Image.Image], torch.Tensor] = preprocess
         self.dimension = int(self.text(["a"]).shape[1])
-        self.logit_scale = float(self._model.logit_scale.exp())
+        self.logit_scale = float(self._model.logit_scale.detach().exp())
 
     @torch.inference_mode()
     def text(self, prompts: Sequence[str]) -> NDArray[np.float32]:

@@ -1,6 +1,7 @@
 """Synthetic images: which ones a shard holds, and the loop that samples, encodes and writes them."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -88,14 +89,15 @@ def make_shards(shards: Sequence[Artifact], store: Store, load: Callable[[], Gen
     details: dict[str, Any] = {"batch_size": batch_size, "n_drawn": 0}
     if generator is not None:
         details |= {"device": generator.device, "dtype": generator.dtype}
-    left = {shard.path: sum(1 for other, _ in todo if other is shard) for shard in shards}
+    n_drawn = Counter(shard.path for shard, _ in todo)
+    left = n_drawn.copy()
 
     def finish(batch: Iterable[tuple[Artifact, Request]], pixels: NDArray[np.float32]) -> None:
         for (shard, request), image in zip(batch, pixels, strict=True):
             known[shard.path][request.image_id] = _row(request, image, shard.spec["format"])
             left[shard.path] -= 1
             if not left[shard.path]:
-                _write(shard, store, known.pop(shard.path), details | {"n_drawn": _count(todo, shard)})
+                _write(shard, store, known.pop(shard.path), details | {"n_drawn": n_drawn[shard.path]})
 
     for shard in shards:
         if not left[shard.path]:
@@ -123,10 +125,6 @@ def make_shards(shards: Sequence[Artifact], store: Store, load: Callable[[], Gen
             progress.update(len(batch))
         if writing is not None:
             writing.result()
-
-
-def _count(todo: Sequence[tuple[Artifact, Request]], shard: Artifact) -> int:
-    return sum(1 for other, _ in todo if other is shard)
 
 
 def _row(request: Request, pixels: NDArray[np.float32], image_format: str) -> dict[str, Any]:

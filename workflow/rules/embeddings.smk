@@ -29,4 +29,4 @@ rule heads:
 
 rule all_embeddings:
     input:
-        PLAN.paths(PLAN.stage("embeddings")),
+        PLAN.paths(PLAN.stage("embeddings") + PLAN.stage("heads")),

@@ -1,0 +1,39 @@
+"""Fixtures that several tests share: tiny models, made once per run, and a small project."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+from small_project import draw_shapes, fake_models, small_params
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Tiny random models in the real formats: section `models` of params.yaml. The workers of pytest-xdist share them."""
+    pytest.importorskip("diffusers")
+    from tiny_models import make_tiny_models
+
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = shared / "tiny_models"
+    with FileLock(shared / "tiny_models.lock"):
+        done = folder / "done"
+        if not done.exists():
+            make_tiny_models(folder)
+            done.touch()
+    return {
+        "generator": str(folder / "text_to_image"),
+        "encoder": f"local-dir:{folder / 'clip'}",
+        "sentences": str(folder / "word_to_sentence"),
+    }
+
+
+@pytest.fixture
+def params(tmp_path: Path) -> dict[str, Any]:
+    """params.yaml of a small project whose models can be planned with, but not loaded."""
+    images = draw_shapes(tmp_path / "shapes", 2)
+    return small_params(fake_models(tmp_path / "models"), images, tmp_path / "store")

@@ -1,0 +1,126 @@
+"""A small project: a few drawn shapes as real images, settings as small as they go, everything in one folder."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pipeline_lib.config import Config, load_config
+from pipeline_lib.plan import Plan
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+# Class names are data, never paths.
+SHAPES = {"red/square": "red", 'blue "circle"': "blue", "grüne Fläche": "green"}
+FOLDERS = ("red", "blue", "green")
+
+
+def draw_shapes(folder: Path, n: int, seed: int = 0, folders: tuple[str, ...] = FOLDERS) -> Path:
+    """Write `n` PNG images per sub-folder: a box on noise whose colour tells the class."""
+    random = np.random.default_rng(seed)
+    for number, name in enumerate(folders):
+        (folder / name).mkdir(parents=True)
+        for index in range(n):
+            pixels = random.integers(0, 60, (24, 24, 3), dtype=np.uint8)
+            top, left = random.integers(2, 10, 2)
+            pixels[top : top + 10, left : left + 10, number % 3] = random.integers(150, 255)
+            Image.fromarray(pixels).save(folder / name / f"{index:03d}.png")
+    return folder
+
+
+def fake_models(folder: Path) -> dict[str, str]:
+    """Model folders that can be planned with, not loaded."""
+    for name in ("generator", "encoder", "sentences"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        (folder / name / "model.safetensors").write_bytes(name.encode())
+    return {
+        "generator": str(folder / "generator"),
+        "encoder": f"local-dir:{folder / 'encoder'}",
+        "sentences": str(folder / "sentences"),
+    }
+
+
+def own_dataset(images: Path, shapes: dict[str, str] | None = None) -> dict[str, Any]:
+    """The section of one data set below `own_datasets`."""
+    shapes = shapes or SHAPES
+    return {
+        "folder": str(images),
+        "class_names": list(shapes),
+        "class_folders": list(shapes.values()),
+        "template": "a photo of a {}",
+    }
+
+
+def small_params(models: dict[str, str], images: Path, store: Path | str = "store") -> dict[str, Any]:
+    """The content of a params.yaml for one own data set, `shapes`."""
+    return {
+        "study": "small",
+        "seed": 0,
+        "store": str(store),
+        "data": "data",
+        "fashion_mnist": None,
+        "datasets": ["shapes"],
+        "own_datasets": {"shapes": own_dataset(images)},
+        "models": dict(models),
+        "prompts": {
+            "strategy": "language_enhancement",
+            "classes_per_job": 10,
+            "language_enhancement": {
+                "asked": 4,
+                "kept": 2,
+                "top_p": 0.95,
+                "temperature": 1.0,
+                "require_class_name": False,  # the tiny model writes noise
+            },
+        },
+        "images": {
+            "per_class": 4,
+            "batch_size": 5,
+            "steps": 2,
+            "guidance_scale": 2.0,
+            "format": "png",
+            "dtype": "auto",
+            "per_shard": 3,
+            "classes_per_job": 10,
+        },
+        "embeddings": {"batch_size": 8},
+        "clip_filter": {"threshold": "1/N", "per_class": None, "min_per_class": 2},
+        "tuning": {
+            "epochs": 2,
+            "learning_rate": 0.002,
+            "weight_decay": 0.1,
+            "batch_size": 8,
+            "seeds": [0, 1],
+            "loss": "sce",
+            "soft_target_weight": 0.5,
+            "temperature": 2.0,
+        },
+        "evaluation": {"split": "test", "bootstrap_resamples": 100},
+        "tables": {"table2_datasets": ["shapes"]},
+    }
+
+
+def changed(params: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """A copy of `params` with changes named like `images__per_class=8`; ... (Ellipsis) removes a key."""
+    params = copy.deepcopy(params)
+    for path, value in changes.items():
+        *sections, key = path.split("__")
+        section = params
+        for name in sections:
+            section = section[name]
+        if value is ...:
+            del section[key]
+        else:
+            section[key] = value
+    return params
+
+
+def planned(params: dict[str, Any]) -> Plan:
+    """The plan of validated `params`."""
+    return Plan(configured(params))
+
+
+def configured(params: dict[str, Any]) -> Config:
+    """The validated configuration."""
+    return load_config(params)

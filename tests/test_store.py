@@ -1,0 +1,346 @@
+"""The store's promises: one key per content, whole files or none, no record that vouches for other bytes."""
+
+import errno
+import hashlib
+import json
+import unicodedata
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline_lib.errors import UserError
+from pipeline_lib.store import (
+    KEY_CHARACTERS,
+    Artifact,
+    Store,
+    atomic_path,
+    canonical_json,
+    file_sha256,
+    key_of,
+    record_path,
+    result_record_path,
+    slug,
+    write_json,
+)
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(), children, max_size=3),
+    max_leaves=8,
+)
+
+
+def artifact(spec: dict | None = None, *, name: str = "a", inputs: tuple[str, ...] = ()) -> Artifact:
+    return Artifact(f"stage/{name}", {"stage": "stage", "version": 1, **(spec or {})}, ".json", inputs)
+
+
+def make(store: Store, what: Artifact, text: str = "content") -> Path:
+    with store.making(what, device="cpu") as path:
+        path.write_text(text)
+    return store.path(what)
+
+
+def files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+# --- keys -------------------------------------------------------------------------------------------------------------
+
+
+def test_key_is_the_sha256_of_the_canonical_json():
+    """A key can be computed by anyone, without this package."""
+    spec = {"b": [1, 2.5, None, True], "a": "é"}
+    assert canonical_json(spec) == '{"a":"é","b":[1,2.5,null,true]}'
+    assert key_of(spec) == hashlib.sha256('{"a":"é","b":[1,2.5,null,true]}'.encode()).hexdigest()
+
+
+@given(st.dictionaries(st.text(), json_values, max_size=5))
+def test_key_does_not_depend_on_the_order_of_keys(spec: dict):
+    """Two specs with the same content have one key."""
+    assert key_of(spec) == key_of(dict(reversed(spec.items())))
+
+
+@given(json_values, json_values)
+def test_key_changes_with_any_value(first: object, second: object):
+    """Two specs have one key exactly if they have one JSON after Unicode normalisation."""
+
+    def form(value: object) -> str:
+        return unicodedata.normalize("NFC", json.dumps(value, sort_keys=True))
+
+    texts = [json.dumps(value, sort_keys=True, ensure_ascii=False) for value in (first, second)]
+    same = unicodedata.normalize("NFC", texts[0]) == unicodedata.normalize("NFC", texts[1])
+    assert (key_of({"x": first}) == key_of({"x": second})) == same
+
+
+def test_key_tells_types_and_nesting_apart():
+    """1, 1.0, "1", true and [1] are five values."""
+    values = [1, 1.0, "1", True, [1], {"1": 1}, None, "", 0, False]
+    assert len({key_of({"x": value}) for value in values}) == len(values)
+
+
+def test_key_is_one_for_all_unicode_forms():
+    """A class name typed on another system (NFD) is the same class."""
+    name = "Grüne Fläche é"
+    forms = [unicodedata.normalize(form, name) for form in ("NFC", "NFD")]
+    assert forms[0] != forms[1]
+    assert key_of({"class_name": forms[0]}) == key_of({"class_name": forms[1]})
+
+
+def test_not_a_number_has_no_key():
+    """NaN equals nothing, so nothing can be addressed by it."""
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        key_of({"x": float("nan")})
+
+
+@given(st.text())
+def test_slug_is_a_harmless_path_component(text: str):
+    """Any text gives a short lower-case name: no separators, no dots, no shell characters, never empty."""
+    assert 1 <= len(slug(text)) <= 40
+    assert set(slug(text)) <= set("abcdefghijklmnopqrstuvwxyz0123456789_")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("../../etc/passwd", "etc_passwd"), ("Ankle Boot", "ankle_boot"), ("Fläche", "flache"), ("猫", "unnamed"), ("", "unnamed")],
+)
+def test_slug_is_readable(text: str, expected: str):
+    """The slug keeps what a person recognises."""
+    assert slug(text) == expected
+
+
+def test_location_and_inputs_are_not_part_of_the_key():
+    """Only the spec is addressed; where models lie and how large batches are is not."""
+    spec = {"stage": "images", "seed": 1}
+    plain = Artifact("images/a", spec, ".parquet")
+    other = Artifact("images/a", spec, ".parquet", inputs=("x",), location={"batch_size": 7})
+    assert plain.key == other.key
+    assert plain.path == other.path == f"images/a/{plain.key[:KEY_CHARACTERS]}.parquet"
+
+
+def test_spec_file_round_trip():
+    """A spec file gives back the artifact with its units, path and location."""
+    unit = Artifact("images/c/recipe", {"stage": "images", "start": 0}, ".parquet", ("p",), {"batch_size": 2}, "000-002")
+    whole = Artifact("images/sets/c", {"set": "images", "members": [unit.path]}, ".json", ("q",), members=(unit,))
+    again = Artifact.from_json(json.loads(json.dumps(whole.as_json())))
+    assert again == whole
+    assert again.path == whole.path
+    assert again.members[0].path == unit.path
+
+
+def test_altered_spec_file_is_refused():
+    """A spec whose content does not hash to its key is not made."""
+    value = artifact({"seed": 1}).as_json()
+    value["spec"]["seed"] = 2
+    with pytest.raises(UserError, match=r"altered.*Delete it"):
+        Artifact.from_json(value)
+
+
+def test_altered_unit_in_a_spec_file_is_refused():
+    """The same for a unit of a set."""
+    unit = artifact({"seed": 1}, name="unit")
+    whole = Artifact("stage/sets", {"set": "stage", "members": [unit.path]}, ".json", members=(unit,)).as_json()
+    whole["members"][0]["spec"]["seed"] = 2
+    with pytest.raises(UserError, match="altered"):
+        Artifact.from_json(whole)
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def test_atomic_path_replaces_whole_files(tmp_path: Path):
+    """Until the block ends a reader sees the old file, then the new one, and nothing is left over."""
+    target = tmp_path / "deep" / "file.txt"
+    for content in ("old", "new"):
+        with atomic_path(target) as temporary:
+            temporary.write_text(content)
+            assert temporary.parent == target.parent
+            assert not target.exists() or target.read_text() == "old"
+        assert target.read_text() == content
+    assert files(tmp_path) == {"deep/file.txt"}
+
+
+@pytest.mark.parametrize("error", [RuntimeError("x"), KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left")])
+def test_atomic_path_failure_leaves_nothing_and_keeps_the_old_file(tmp_path: Path, error: BaseException):
+    """A failed write, a full disk or an interrupt changes nothing."""
+    target = tmp_path / "file.txt"
+    target.write_text("old")
+    with pytest.raises(type(error)), atomic_path(target) as temporary:
+        temporary.write_text("half")
+        raise error
+    assert target.read_text() == "old"
+    assert files(tmp_path) == {"file.txt"}
+
+
+def test_atomic_path_takes_a_name_as_long_as_the_file_system_allows(tmp_path: Path):
+    """The temporary name is not longer than the name itself may be."""
+    target = tmp_path / ("x" * 255)
+    with atomic_path(target) as temporary:
+        temporary.write_text("content")
+    assert files(tmp_path) == {target.name}
+
+
+def test_written_files_are_readable_by_others(tmp_path: Path):
+    """Files have the permissions of the umask, not the private ones of a temporary file."""
+    plain = tmp_path / "plain"
+    plain.touch()
+    write_json(tmp_path / "a.json", {})
+    assert (tmp_path / "a.json").stat().st_mode == plain.stat().st_mode
+
+
+# --- records ----------------------------------------------------------------------------------------------------------
+
+
+def test_record_holds_what_made_the_artifact(tmp_path: Path):
+    """Spec, key, digest, size, inputs with their digests, versions, time and details."""
+    store = Store(tmp_path)
+    source = artifact({"a": 1}, name="source")
+    make(store, source, "source")
+    target = artifact({"b": 1}, inputs=(source.path,))
+    path = make(store, target, "target")
+    record = store.record(target)
+    assert record is not None
+    assert (record.key, record.path, record.spec) == (target.key, target.path, target.spec)
+    assert (record.sha256, record.n_bytes) == (hashlib.sha256(b"target").hexdigest(), 6)
+    assert file_sha256(path) == record.sha256
+    assert [(i.path, i.key, i.sha256) for i in record.inputs] == [
+        (source.path, source.key, hashlib.sha256(b"source").hexdigest())
+    ]
+    assert record.versions["python"]
+    assert record.details == {"device": "cpu"}
+    assert record.wall_time_s >= 0
+
+
+def test_completeness_needs_the_record(tmp_path: Path):
+    """Bytes without a record are not finished, whatever they are."""
+    store, target = Store(tmp_path), artifact()
+    path = make(store, target)
+    assert store.is_complete(target)
+    assert store.is_intact(target)
+    record_path(path).unlink()
+    assert path.exists()
+    assert not store.is_complete(target)
+    assert not store.is_intact(target)
+
+
+@pytest.mark.parametrize("damage", ["", "{", '{"key": "x"}', "[]"])
+def test_unreadable_record_is_no_record(tmp_path: Path, damage: str):
+    """A damaged record vouches for nothing."""
+    store, target = Store(tmp_path), artifact()
+    record_path(make(store, target)).write_text(damage)
+    assert store.record(target) is None
+    assert not store.is_complete(target)
+
+
+def test_completeness_needs_size_and_key_and_intactness_the_digest(tmp_path: Path):
+    """A truncated file is not complete; a flipped bit shows when the content is hashed; another spec is not this one."""
+    store, target = Store(tmp_path), artifact({"x": 1})
+    path = make(store, target, "content")
+    path.write_text("cOntent")
+    assert store.is_complete(target)
+    assert not store.is_intact(target)
+    path.write_text("conten")
+    assert not store.is_complete(target)
+    make(store, target, "content")
+    other = Artifact(target.folder, {**target.spec, "x": 2}, target.suffix, file_name=target.short_key)
+    assert other.path == target.path
+    assert not store.is_complete(other)
+    path.unlink()
+    assert not store.is_complete(target)
+
+
+def test_old_record_never_vouches_for_new_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Where the process dies between the content and its record, the artifact is unfinished: never old record, new bytes."""
+    store, target = Store(tmp_path), artifact()
+    make(store, target, "old bytes")
+
+    def die(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipeline_lib.store.write_json", die)
+    with pytest.raises(KeyboardInterrupt):
+        make(store, target, "new bytes")
+    assert store.path(target).read_text() == "new bytes"
+    assert store.record(target) is None
+    assert not store.is_complete(target)
+
+
+def test_failed_making_keeps_the_finished_artifact(tmp_path: Path):
+    """An exception while making again leaves content and record as they were."""
+    store, target = Store(tmp_path), artifact()
+    make(store, target, "old")
+    before = files(tmp_path)
+    with pytest.raises(RuntimeError), store.making(target) as path:
+        path.write_text("half")
+        raise RuntimeError
+    assert store.is_intact(target)
+    assert store.path(target).read_text() == "old"
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize("fault", ["never made", "no record", "truncated"])
+def test_making_from_an_unfinished_input_is_a_user_error(tmp_path: Path, fault: str):
+    """The message names the input and the remedy; nothing is written."""
+    store, source = Store(tmp_path), artifact(name="source")
+    if fault != "never made":
+        path = make(store, source)
+        if fault == "no record":
+            record_path(path).unlink()
+        else:
+            path.write_text("c")
+    before = files(tmp_path)
+    target = artifact({"x": 1}, inputs=(source.path,))
+    with pytest.raises(UserError, match=r"stage/source/.*verify .*--remove"), store.making(target):
+        pytest.fail("the block must not run")
+    assert files(tmp_path) == before
+
+
+def test_results_keep_their_record_out_of_the_way(tmp_path: Path):
+    """A table lies in results/, its record in results/.records/, and neither in the store."""
+    store, table = Store(tmp_path / "store"), artifact()
+    out = tmp_path / "results" / "table1.csv"
+    with store.making(table, path=out) as path:
+        path.write_text("a,b\n")
+    assert files(tmp_path) == {"results/table1.csv", "results/.records/table1.csv.record.json"}
+    assert json.loads(result_record_path(out).read_text())["sha256"] == file_sha256(out)
+
+
+def test_specs_are_written_again_only_when_they_differ(tmp_path: Path):
+    """Planning does not touch spec files that are right; a new batch size reaches them although the key is the same."""
+    store = Store(tmp_path)
+    first = Artifact("images/a", {"stage": "images"}, ".parquet", location={"batch_size": 1})
+    store.write_specs([first])
+    before = store.spec_path(first).stat().st_mtime_ns
+    store.write_specs([first])
+    assert store.spec_path(first).stat().st_mtime_ns == before
+    store.write_specs([Artifact("images/a", {"stage": "images"}, ".parquet", location={"batch_size": 2})])
+    assert json.loads(store.spec_path(first).read_text())["location"] == {"batch_size": 2}
+
+
+def test_damaged_spec_file_is_written_again(tmp_path: Path):
+    """Half a spec file, left by a power cut, does not stop the next run."""
+    store, target = Store(tmp_path), artifact()
+    store.write_specs([target])
+    store.spec_path(target).write_text('{"key": ')
+    store.write_specs([target])
+    assert Artifact.from_json(json.loads(store.spec_path(target).read_text())).key == target.key
+
+
+def test_remove_takes_the_record_too(tmp_path: Path):
+    """After a removal there is neither content nor record; removing what is not there is no error."""
+    store, target = Store(tmp_path), artifact()
+    make(store, target)
+    store.remove(target.path)
+    store.remove(target.path)
+    assert files(tmp_path) == set()
+
+
+def test_records_lists_every_artifact_of_the_store(tmp_path: Path):
+    """What was made can be listed, damaged records left out."""
+    store = Store(tmp_path)
+    made = [artifact({"i": i}, name=f"n{i}") for i in range(3)]
+    for what in made:
+        make(store, what)
+    record_path(store.path(made[0])).write_text("damaged")
+    assert {record.path for record in store.records()} == {what.path for what in made[1:]}
