@@ -28,5 +28,5 @@ localrules:
 rule all:
     default_target: True
     input:
-        "results/table1.csv",
-        "results/table2.csv",
+        f"{RESULTS}/table1.csv",
+        f"{RESULTS}/table2.csv",

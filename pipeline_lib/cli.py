@@ -69,6 +69,8 @@ def run_stage(name: str, spec: Path, out: Path, store_root: Path) -> None:
         artifact = Artifact.from_json(json.loads(spec.read_bytes()))
     except FileNotFoundError:
         raise UserError(f"{spec} does not exist; `snakemake` writes the spec files when a run starts") from None
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{spec} is not a spec file; the next `snakemake` run writes it again") from None
     if artifact.spec["stage"] != name:
         raise UserError(f"{spec} is a spec of stage {artifact.spec['stage']!r}, not of {name!r}")
     store = Store(store_root)

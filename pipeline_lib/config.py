@@ -11,12 +11,15 @@ from pipeline_lib.errors import UserError
 from pipeline_lib.records import Loss, Strategy
 
 Positive = Annotated[int, Field(ge=1)]
+FolderName = Annotated[str, Field(pattern=r"^[^{}*?\[\]\n]+$")]  # Snakemake reads those as wildcards
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
 class _Section(BaseModel):
     # strict: YAML 1.1 reads 1e-3 as a string and `on` as a boolean; neither may slip through as a number or a name.
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class Models(_Section):
@@ -86,7 +89,7 @@ class Images(_Section):
     format: Literal["png", "jpeg", "webp"]
     """Encoding of the stored images."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"]
-    """Precision of the generator; auto: float16 on a GPU, float32 on a CPU."""
+    """Precision of the generator; auto: float16 on a GPU, bfloat16 on a CPU that has it, else float32."""
     per_shard: Positive
     """Images in one Parquet shard: a range of one class's image indices."""
     classes_per_job: Positive
@@ -109,6 +112,12 @@ class ClipFilter(_Section):
     """At most this many kept images per class, drawn at random from those that passed; null: all of them."""
     min_per_class: Annotated[int, Field(ge=0)]
     """If fewer pass, the most confident images of the class fill up to this many (the fallback of the paper's code)."""
+
+    @model_validator(mode="after")
+    def _room(self) -> "ClipFilter":
+        if self.per_class is not None and self.min_per_class > self.per_class:
+            raise ValueError(f"min_per_class ({self.min_per_class}) must be at most per_class ({self.per_class})")
+        return self
 
 
 class Tuning(_Section):
@@ -162,8 +171,10 @@ class Config(_Section):
     """Name of the study; printed in the tables' notes."""
     seed: Annotated[int, Field(ge=0)]
     """Run seed of prompts and images."""
-    store: str
-    """Folder of the content-addressed artifacts."""
+    store: FolderName
+    """Folder of the content-addressed artifacts; its name holds no { } * ? [ ]."""
+    results: FolderName
+    """Folder of tables and pictures; its name holds no { } * ? [ ]."""
     data: str
     """Folder for downloaded source data."""
     fashion_mnist: str | None = None
@@ -265,7 +276,8 @@ def _describe(fault: Any, values: dict[str, Any]) -> str:
     value = fault["input"]
     if isinstance(value, str) and _looks_like_number(value):
         hint = f" (YAML reads {value} as text: write it as {float(value)!r})"
-    return f"{key}: {value!r} is not allowed: {fault['msg'].lower()}{hint}. {_help(location)}"
+    message = fault["msg"][:1].lower() + fault["msg"][1:]
+    return f"{key}: {value!r} is not allowed: {message}{hint}. {_help(location)}"
 
 
 def _is_key(part: str) -> bool:

@@ -13,6 +13,7 @@ from typing import Any, ParamSpec, TypeVar
 from pipeline_lib.config import Config
 from pipeline_lib.datasets.registry import Dataset
 from pipeline_lib.digests import DigestCache, folder_digest, model_digest
+from pipeline_lib.errors import UserError
 from pipeline_lib.records import Loss, Strategy
 from pipeline_lib.store import Artifact, Store, slug
 
@@ -368,8 +369,8 @@ class Plan:
             "seeds": self.config.tuning.seeds,
             "split": self.config.evaluation.split,
             "bootstrap_resamples": self.config.evaluation.bootstrap_resamples,
-            "generator": f"{self.config.models.generator} {self._generator}",
-            "encoder": f"{self.config.models.encoder} {self._encoder}",
+            "generator": self._generator,
+            "encoder": self._encoder,
             "predictions": predictions.path,
             "manifest": classifier.spec["manifest"],
         }
@@ -441,5 +442,13 @@ def _paths(artifacts: Iterable[Artifact]) -> list[str]:
 def _encoder_digest(model: str, pretrained: str | None, digests: DigestCache) -> str:
     """What identifies the CLIP model: the content of a local folder, or the names that open_clip resolves."""
     if model.startswith("local-dir:"):
-        return model_digest(model.removeprefix("local-dir:").rstrip("/") + "/", None, "encoder", digests)
+        folder = model.removeprefix("local-dir:")
+        if not Path(folder).is_dir():
+            raise UserError(f"models.encoder: the folder {folder!r} of {model!r} does not exist; name a model folder")
+        return model_digest(folder, None, "encoder", digests)
+    if pretrained is None and not model.startswith("hf-hub:"):
+        raise UserError(
+            f"models.encoder: {model!r} names an architecture without weights; name them in models.encoder_pretrained "
+            f"(for example openai), or give local-dir:FOLDER or hf-hub:ID"
+        )
     return f"open_clip:{model}:{pretrained}"

@@ -20,12 +20,12 @@ def make_set(artifact: Artifact, store: Store, make_units: Callable[[Sequence[Ar
     only the units in flight. A unit that another process is making at this moment is left to it and awaited.
     """
     made = 0
-    pending = [unit for unit in artifact.members if not _usable(unit, store)]
+    pending = [unit for unit in artifact.members if not store.is_intact(unit)]
     while pending:
         # Units are locked in one order without waiting, so two jobs never wait for each other.
         locked = [(unit, lock) for unit in pending if (lock := _try_lock(unit, store)) is not None]
         try:
-            mine = [unit for unit, _ in locked if not store.is_complete(unit)]
+            mine = [unit for unit, _ in locked if not _usable(unit, store)]
             if mine:
                 log.info("%s: %d of %d units to make", artifact.folder, len(mine), len(artifact.members))
                 make_units(mine)
@@ -54,6 +54,7 @@ def member_paths(store: Store, sets: Sequence[str]) -> list[str]:
 
 
 def _usable(unit: Artifact, store: Store) -> bool:
+    """Whether the unit is there intact; removes a damaged one, so the caller must hold its lock."""
     if not store.is_complete(unit):
         return False
     if store.is_intact(unit):

@@ -256,7 +256,7 @@ def tables(artifact: Artifact, store: Store, out: Path) -> None:
     rows = TABLES[spec["table"]](cells, lambda name: pq.read_table(store.path(name)), spec["bootstrap_resamples"])
     with atomic_path(out.with_suffix(".md")) as path:
         path.write_text(as_markdown(spec["table"], rows, spec["study"], cells), encoding="utf-8")
-    write_json(out.with_suffix(".json"), as_metrics(rows))
+    write_json(out.with_suffix(".json"), as_metrics(spec["table"], rows))
     with store.making(artifact, path=out) as path:
         path.write_text(as_csv(spec["table"], rows), encoding="utf-8")
 

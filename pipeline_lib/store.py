@@ -152,6 +152,14 @@ def write_json(path: Path, value: Any, *, fsync: bool = True) -> None:
         temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
+def _read_json(path: Path) -> Any:
+    """The content of a JSON file, or None where it is missing or damaged."""
+    try:
+        return json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file's content, in hexadecimal."""
     with path.open("rb") as stream:
@@ -195,7 +203,7 @@ class Store:
         for artifact in artifacts:
             path, content = self.spec_path(artifact), artifact.as_json()
             # Rewritten when only the location or batch size differs: these are not part of the key.
-            if not path.exists() or json.loads(path.read_bytes()) != content:
+            if _read_json(path) != content:
                 write_json(path, content, fsync=False)
 
     def record(self, artifact: Artifact | str) -> Record | None:

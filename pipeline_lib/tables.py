@@ -26,8 +26,13 @@ TITLES = {
     "table1": "Table 1: zero-shot recognition with synthetic images",
     "table2": "Table 2: prompts, filter and loss",
 }
-# Names of the encoders in the paper's tables, by what open_clip calls them.
-_PAPER_ENCODERS = {"RN50": "clip_rn50", "RN50-quickgelu": "clip_rn50", "ViT-B-16": "clip_vitb16"}
+# The encoders of the paper's tables, by what identifies them in a plan.
+_PAPER_ENCODERS = {
+    "open_clip:RN50-quickgelu:openai": "clip_rn50",
+    "open_clip:RN50:openai": "clip_rn50",
+    "open_clip:ViT-B-16-quickgelu:openai": "clip_vitb16",
+    "open_clip:ViT-B-16:openai": "clip_vitb16",
+}
 
 
 @cache
@@ -117,20 +122,19 @@ def as_csv(table: str, rows: Sequence[Row]) -> str:
     return buffer.getvalue()
 
 
-def as_metrics(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
-    """The numbers by row name, for `dvc metrics show` and `dvc metrics diff`."""
-    numbers = ("clip", "clip_syn", "top1", "gain", "gain_low", "gain_high")
-    return {
-        _row_name(row): {name: round(row[name], 4) for name in numbers if isinstance(row.get(name), float)}
-        for row in rows
-    }
+def as_metrics(table: str, rows: Sequence[Row]) -> dict[str, dict[str, float]]:
+    """The averages, few enough to read in one line of `dvc metrics show` and `dvc metrics diff`."""
+    averages = [row for row in rows if row["dataset"] == "average"]
+    if table == "table1":
+        (row,) = averages
+        numbers = {name: row[name] for name in ("clip", "clip_syn", "gain", "gain_low", "gain_high")}
+    else:
+        numbers = {_method_name(row): row["top1"] for row in averages}
+    return {table: {name: round(number, 4) for name, number in numbers.items()}}
 
 
-def _row_name(row: Row) -> str:
-    words = [
-        row[column] for column in ("dataset", "prompts", "filter", "loss") if row.get(column) not in (None, "", "none")
-    ]
-    return ".".join(words)
+def _method_name(row: Row) -> str:
+    return "_".join(word for word in (row["prompts"], row["filter"], row["loss"]) if word not in ("", "none"))
 
 
 def as_markdown(table: str, rows: Sequence[Row], study: str, cells: Sequence[Cell]) -> str:
@@ -188,7 +192,7 @@ def _method_row(dataset: str, cell: Cell, top1: float, gain: float, low: float, 
 
 def _paper_cell(cell: Cell, suffix: str) -> float | None:
     """The paper's value where data set and encoder are the paper's and the test split was used."""
-    encoder = _PAPER_ENCODERS.get(cell.encoder.split()[0])
+    encoder = _PAPER_ENCODERS.get(cell.encoder)
     if encoder is None or cell.split != "test":
         return None
     return paper_values().get(("1", cell.dataset, encoder + suffix))

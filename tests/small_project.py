@@ -58,6 +58,7 @@ def small_params(models: dict[str, str], images: Path, store: Path | str = "stor
         "study": "small",
         "seed": 0,
         "store": str(store),
+        "results": "results",
         "data": "data",
         "fashion_mnist": None,
         "datasets": ["shapes"],

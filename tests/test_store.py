@@ -26,7 +26,11 @@ from pipeline_lib.store import (
 )
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**9), 10**9)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(), children, max_size=3),
     max_leaves=8,
 )
@@ -37,7 +41,7 @@ def artifact(spec: dict | None = None, *, name: str = "a", inputs: tuple[str, ..
 
 
 def make(store: Store, what: Artifact, text: str = "content") -> Path:
-    with store.making(what, device="cpu") as path:
+    with store.making(what, {"device": "cpu"}) as path:
         path.write_text(text)
     return store.path(what)
 
@@ -65,10 +69,6 @@ def test_key_does_not_depend_on_the_order_of_keys(spec: dict):
 @given(json_values, json_values)
 def test_key_changes_with_any_value(first: object, second: object):
     """Two specs have one key exactly if they have one JSON after Unicode normalisation."""
-
-    def form(value: object) -> str:
-        return unicodedata.normalize("NFC", json.dumps(value, sort_keys=True))
-
     texts = [json.dumps(value, sort_keys=True, ensure_ascii=False) for value in (first, second)]
     same = unicodedata.normalize("NFC", texts[0]) == unicodedata.normalize("NFC", texts[1])
     assert (key_of({"x": first}) == key_of({"x": second})) == same
@@ -103,7 +103,13 @@ def test_slug_is_a_harmless_path_component(text: str):
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("../../etc/passwd", "etc_passwd"), ("Ankle Boot", "ankle_boot"), ("Fläche", "flache"), ("猫", "unnamed"), ("", "unnamed")],
+    [
+        ("../../etc/passwd", "etc_passwd"),
+        ("Ankle Boot", "ankle_boot"),
+        ("Fläche", "flache"),
+        ("猫", "unnamed"),
+        ("", "unnamed"),
+    ],
 )
 def test_slug_is_readable(text: str, expected: str):
     """The slug keeps what a person recognises."""
@@ -121,12 +127,13 @@ def test_location_and_inputs_are_not_part_of_the_key():
 
 def test_spec_file_round_trip():
     """A spec file gives back the artifact with its units, path and location."""
-    unit = Artifact("images/c/recipe", {"stage": "images", "start": 0}, ".parquet", ("p",), {"batch_size": 2}, "000-002")
+    unit = Artifact(
+        "images/c/recipe", {"stage": "images", "start": 0}, ".parquet", ("p",), {"batch_size": 2}, "000-002"
+    )
     whole = Artifact("images/sets/c", {"set": "images", "members": [unit.path]}, ".json", ("q",), members=(unit,))
     again = Artifact.from_json(json.loads(json.dumps(whole.as_json())))
-    assert again == whole
-    assert again.path == whole.path
-    assert again.members[0].path == unit.path
+    assert again.as_json() == whole.as_json()
+    assert again.members[0].path == unit.path == "images/c/recipe/000-002.parquet"
 
 
 def test_altered_spec_file_is_refused():

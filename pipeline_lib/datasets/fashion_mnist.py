@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import os
 import shutil
 import struct
 import subprocess
@@ -118,7 +117,7 @@ def _fetch_into(target: Path, fetch) -> Path:  # type: ignore[no-untyped-def]
             shutil.copyfile(source / file, ready / file)
         verify(ready)
         try:
-            os.rename(ready, target)
+            ready.rename(target)
         except OSError:
             # Another process was faster; its files count if they verify.
             if not target.is_dir():
@@ -131,10 +130,18 @@ def _fetch_debian(work: Path) -> Path:
     for tool in ("apt-get", "dpkg-deb"):
         if shutil.which(tool) is None:
             raise FashionMnistError(f"{tool} is not installed")
-    done = subprocess.run(["apt-get", "download", DEBIAN_PACKAGE], cwd=work, capture_output=True, text=True, check=False)
+    # Package lists of our own: the system's may be missing or old, and only root may renew those.
+    (work / "lists" / "partial").mkdir(parents=True)
+    (work / "cache").mkdir()
+    options = [f"-oDir::State::Lists={work / 'lists'}", f"-oDir::Cache={work / 'cache'}", "-oDebug::NoLocking=1"]
+    for action in (["update"], ["download", DEBIAN_PACKAGE]):
+        command = ["apt-get", *options, *action]
+        done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False, timeout=300)
+        if done.returncode:
+            raise FashionMnistError(f"apt-get {' '.join(action)} failed: {done.stderr.strip()[-300:]}")
     packages = sorted(work.glob("*.deb"))
-    if done.returncode or not packages:
-        raise FashionMnistError(f"apt-get download {DEBIAN_PACKAGE} failed: {done.stderr.strip()[-300:]}")
+    if not packages:
+        raise FashionMnistError(f"apt-get download {DEBIAN_PACKAGE} left no package")
     unpacked = work / "unpacked"
     subprocess.run(["dpkg-deb", "-x", str(packages[0]), str(unpacked)], check=True, capture_output=True)
     return unpacked / DEBIAN_FOLDER.relative_to("/")

@@ -48,11 +48,16 @@ def _folder(spec: Mapping[str, Any], location: Mapping[str, Any]) -> Iterator[di
     damaged: list[str] = []
     number = 0
     for class_name, folder in zip(spec["class_names"], spec["folders"], strict=True):
+        root = Path(location["folder"]) / folder
+        # Hidden files are no part of the data set: its digest leaves them out too.
         paths = sorted(
-            path for path in (Path(location["folder"]) / folder).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES
+            path
+            for path in root.rglob("*")
+            if path.suffix.lower() in IMAGE_SUFFIXES
+            and not any(part.startswith(".") for part in path.relative_to(root).parts)
         )
         if not paths:
-            raise UserError(f"{spec['dataset']}: no images in {Path(location['folder']) / folder} for {class_name!r}")
+            raise UserError(f"{spec['dataset']}: no images in {root} for {class_name!r}")
         for path in paths:
             try:
                 with Image.open(io.BytesIO(path.read_bytes())) as image:

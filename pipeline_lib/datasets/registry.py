@@ -72,7 +72,7 @@ class Dataset(BaseModel):
                     f"class names {seen[folded]!r} and {name!r} are the same after folding case and spaces"
                 )
             seen[folded] = name
-        return names
+        return [unicodedata.normalize("NFC", name) for name in names]
 
     @field_validator("head_templates")
     @classmethod
@@ -142,7 +142,7 @@ def read_datasets(values: dict[str, Any], where: str) -> dict[str, Dataset]:
             datasets[name] = Dataset.model_validate({"name": name, **_with_defaults(value, f"{where}.{name}")})
         except ValidationError as error:
             faults = [
-                f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg'].removeprefix('Value error, ')}"
+                ": ".join(filter(None, (".".join(map(str, fault["loc"])), fault["msg"].removeprefix("Value error, "))))
                 for fault in error.errors()
             ]
             raise ValueError(f"{where}.{name}: {'; '.join(faults)}") from None
@@ -163,5 +163,9 @@ def _with_defaults(value: dict[str, Any], where: str) -> dict[str, Any]:
                 f"{where}.folder: the folder {folder!r} does not exist; name the folder of the test images"
             )
         if "class_names" not in value:
-            value["class_names"] = sorted(entry.name for entry in Path(folder).iterdir() if entry.is_dir())
+            value["class_names"] = sorted(
+                entry.name for entry in Path(folder).iterdir() if entry.is_dir() and not entry.name.startswith(".")
+            )
+        # The folders keep the form that the file system knows; class names are normalised.
+        value.setdefault("class_folders", value["class_names"])
     return value

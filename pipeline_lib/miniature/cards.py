@@ -93,7 +93,11 @@ def write_word_to_sentence(folder: Path, read: Any) -> None:
     lines = []
     for given in ("sneaker", "ankle boot, white", "t-shirt, white, plain, black", "dress, red, striped"):
         made = model.generate(
-            **words([given], return_tensors="pt"), do_sample=True, top_p=0.95, num_return_sequences=3, max_new_tokens=18
+            **words([given], return_tensors="pt"),
+            do_sample=True,
+            top_p=0.95,
+            num_return_sequences=3,
+            max_new_tokens=18,
         )
         lines += [f"- `{given}`: " + "; ".join(words.batch_decode(made, skip_special_tokens=True))]
     used = {name: read(name) for name in ("corpora.web", "tokenizer", "word_to_sentence")}
@@ -124,7 +128,7 @@ def write_text_to_image(folder: Path, judge: Path, data: Path, read: Any) -> Non
     sections = [
         (
             "Use",
-            "`diffusers.AutoPipelineForText2Image.from_pretrained(FOLDER)`; 32x32 pixels, captions of at most 18 words. "
+            "`diffusers.AutoPipelineForText2Image.from_pretrained(FOLDER)`; 32x32 pixels, at most 18 words. "
             f"Sample with {advice['steps']} steps and guidance {advice['guidance']}.",
         ),
         (

@@ -28,7 +28,12 @@ def features(visual: torch.nn.Module, images: torch.Tensor) -> list[torch.Tensor
 
 
 def loss(
-    model: AutoencoderKL, visual: torch.nn.Module, latents: torch.Tensor, images: torch.Tensor, chosen: dict, notes: dict
+    model: AutoencoderKL,
+    visual: torch.nn.Module,
+    latents: torch.Tensor,
+    images: torch.Tensor,
+    chosen: dict[str, Any],
+    notes: dict[str, float],
 ) -> torch.Tensor:
     """Squared error + gradients + features, each feature map divided by its own mean square."""
     with torch.autocast("cpu", torch.bfloat16):

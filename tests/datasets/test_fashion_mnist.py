@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import struct
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,7 @@ def test_real_parts_cover_the_training_split() -> None:
     bounds = sorted(fashion_mnist.PARTS.values())
     assert bounds[0][0] == 0
     assert bounds[-1][1] == 6000
-    assert all(left[1] == right[0] for left, right in zip(bounds, bounds[1:], strict=False))
+    assert all(left[1] == right[0] for left, right in pairwise(bounds))
 
 
 def test_images_stay_with_their_labels(folder: Path) -> None:
@@ -124,7 +125,7 @@ def test_failed_fetching_lists_every_way(folder: Path, monkeypatch: pytest.Monke
     broken.__name__ = "_fetch_debian"
     monkeypatch.setattr(fashion_mnist, "_fetch_debian", broken)
     monkeypatch.setattr(fashion_mnist, "_fetch_torchvision", broken)
-    with pytest.raises(fashion_mnist.FashionMnistError, match="could not be fetched .*no network.*no network"):
+    with pytest.raises(fashion_mnist.FashionMnistError, match=r"could not be fetched .*no network.*no network"):
         fashion_mnist.find(cache=folder.parent / "cache")
     assert list((folder.parent / "cache").iterdir()) == []
 

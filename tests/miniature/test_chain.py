@@ -149,17 +149,18 @@ def test_training_resumes_where_it_stopped(built: Path, tmp_path: Path) -> None:
     assert state is not None
     assert state["step"] == 3
 
-    class Stopped(Exception):
+    class StoppedError(Exception):
         pass
 
     def stop(path: Path, state: dict[str, Any]) -> None:
         original(path, state)
-        raise Stopped
+        raise StoppedError
 
     original = training.save_checkpoint
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "save_checkpoint", stop)
-        autoencoder.train(images, tmp_path / "parts", AUTOENCODER)
+        with pytest.raises(StoppedError):
+            autoencoder.train(images, tmp_path / "parts", AUTOENCODER)
     resumed = autoencoder.train(images, tmp_path / "parts", AUTOENCODER)
     for name, value in whole.state_dict().items():
         assert torch.allclose(value, resumed.state_dict()[name], atol=1e-6), name

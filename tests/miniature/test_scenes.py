@@ -44,7 +44,7 @@ def test_shares_are_kept() -> None:
     planned = scenes.plan(5, np.arange(20000), 10, plain_share=0.3, photo_share=0.61)
     assert abs(planned.plain.mean() - 0.3) < 0.02
     assert abs((planned.medium == 0).mean() - 0.61) < 0.02
-    assert not np.any((planned.colour == planned.background))
+    assert not np.any(planned.colour == planned.background)
 
 
 def test_mirroring_mirrors(garments: tuple) -> None:

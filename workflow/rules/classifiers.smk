@@ -10,5 +10,5 @@ rule classifiers:
         "logs/classifiers/{name}.{key}.log",
     threads: 1
     shell:
-        "{RUN} classifiers --spec {STORE}/specs/{wildcards.key}.json --out {output} --store {STORE}"
+        "{RUN} classifiers --spec {STORE:q}/specs/{wildcards.key}.json --out {output:q} --store {STORE:q}"
         " --threads {threads} --log {log}"

@@ -21,6 +21,7 @@ except UserError as error:
     raise WorkflowError(str(error)) from None
 
 STORE = PLAN.config.store
+RESULTS = PLAN.config.results
 RUN = f"{shlex.quote(sys.executable)} -m pipeline_lib"  # the Python that runs Snakemake
 STARTED = time.time()
 SAMPLES = sorted({pair for table in PLAN.tables for pair in PLAN.sample_sheets(table)})
@@ -46,8 +47,8 @@ onstart:
 onsuccess:
     print(timings.summary(PLAN.store.root / "timings.jsonl", since=STARTED), file=sys.stderr)
     print(
-        "Tables:   results/*.csv, and *.md to read\n"
-        "Pictures: results/samples/*.png\n"
+        f"Tables:   {RESULTS}/*.csv, and *.md to read\n"
+        f"Pictures: {RESULTS}/samples/*.png\n"
         f"Images:   {STORE}/images/*/*/*.parquet (python -m pipeline_lib show PATH says how each was made)",
         file=sys.stderr,
     )

@@ -10,7 +10,7 @@ rule embeddings:
         "logs/embeddings/{name}.{key}.log",
     threads: 1
     shell:
-        "{RUN} embeddings --spec {STORE}/specs/{wildcards.key}.json --out {output} --store {STORE}"
+        "{RUN} embeddings --spec {STORE:q}/specs/{wildcards.key}.json --out {output:q} --store {STORE:q}"
         " --threads {threads} --log {log}"
 
 
@@ -23,7 +23,7 @@ rule heads:
         "logs/heads/{name}.{key}.log",
     threads: 1
     shell:
-        "{RUN} heads --spec {STORE}/specs/{wildcards.key}.json --out {output} --store {STORE}"
+        "{RUN} heads --spec {STORE:q}/specs/{wildcards.key}.json --out {output:q} --store {STORE:q}"
         " --threads {threads} --log {log}"
 
 

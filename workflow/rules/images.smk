@@ -10,7 +10,7 @@ rule images:
         "logs/images/{name}.{key}.log",
     threads: 1
     shell:
-        "{RUN} images --spec {STORE}/specs/{wildcards.key}.json --out {output} --store {STORE}"
+        "{RUN} images --spec {STORE:q}/specs/{wildcards.key}.json --out {output:q} --store {STORE:q}"
         " --threads {threads} --log {log}"
 
 
@@ -23,7 +23,7 @@ rule datasets:
         "logs/datasets/{name}.{key}.log",
     threads: 1
     shell:
-        "{RUN} datasets --spec {STORE}/specs/{wildcards.key}.json --out {output} --store {STORE}"
+        "{RUN} datasets --spec {STORE:q}/specs/{wildcards.key}.json --out {output:q} --store {STORE:q}"
         " --threads {threads} --log {log}"
 
 

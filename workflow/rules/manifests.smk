@@ -10,7 +10,7 @@ rule scores:
         "logs/scores/{name}.{key}.log",
     threads: 1
     shell:
-        "{RUN} scores --spec {STORE}/specs/{wildcards.key}.json --out {output} --store {STORE}"
+        "{RUN} scores --spec {STORE:q}/specs/{wildcards.key}.json --out {output:q} --store {STORE:q}"
         " --threads {threads} --log {log}"
 
 
@@ -23,5 +23,5 @@ rule manifests:
         "logs/manifests/{name}.{key}.log",
     threads: 1
     shell:
-        "{RUN} manifests --spec {STORE}/specs/{wildcards.key}.json --out {output} --store {STORE}"
+        "{RUN} manifests --spec {STORE:q}/specs/{wildcards.key}.json --out {output:q} --store {STORE:q}"
         " --threads {threads} --log {log}"

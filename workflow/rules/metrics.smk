@@ -10,7 +10,7 @@ rule predictions:
         "logs/predictions/{name}.{key}.log",
     threads: 1
     shell:
-        "{RUN} predictions --spec {STORE}/specs/{wildcards.key}.json --out {output} --store {STORE}"
+        "{RUN} predictions --spec {STORE:q}/specs/{wildcards.key}.json --out {output:q} --store {STORE:q}"
         " --threads {threads} --log {log}"
 
 
@@ -23,5 +23,5 @@ rule metrics:
         "logs/metrics/{name}.{key}.log",
     threads: 1
     shell:
-        "{RUN} metrics --spec {STORE}/specs/{wildcards.key}.json --out {output} --store {STORE}"
+        "{RUN} metrics --spec {STORE:q}/specs/{wildcards.key}.json --out {output:q} --store {STORE:q}"
         " --threads {threads} --log {log}"

@@ -51,7 +51,7 @@ rule miniature_clip:
         corpus=f"{MINIATURE}/corpora/web/captions.jsonl",
         tokenizer=f"{MINIATURE}/tokenizer",
     output:
-        directory(f"{MINIATURE}/clip"),
+        directory(f"{MINIATURE}/clip_images"),
     log:
         "logs/miniature/clip.log",
     threads: 2
@@ -61,6 +61,24 @@ rule miniature_clip:
     shell:
         "python -m pipeline_lib.miniature.clip --settings {input.settings} --corpus {params.corpus}"
         " --tokenizer {input.tokenizer} --work {params.work} --out {output} 2> {log}"
+
+
+rule miniature_clip_text:
+    input:
+        settings=MINIATURE_SETTINGS,
+        corpus=f"{MINIATURE}/corpora/loose/captions.jsonl",
+        clip=f"{MINIATURE}/clip_images",
+        tokenizer=f"{MINIATURE}/tokenizer",
+    output:
+        directory(f"{MINIATURE}/clip"),
+    log:
+        "logs/miniature/clip_text.log",
+    threads: 2
+    params:
+        corpus=f"{MINIATURE}/corpora/loose",
+    shell:
+        "python -m pipeline_lib.miniature.clip_text --settings {input.settings} --corpus {params.corpus}"
+        " --clip {input.clip} --tokenizer {input.tokenizer} --out {output} 2> {log}"
 
 
 rule miniature_word_to_sentence:
@@ -119,7 +137,7 @@ rule miniature_decoder:
         settings=MINIATURE_SETTINGS,
         latents=f"{MINIATURE}/latents.safetensors",
         autoencoder=f"{MINIATURE}/autoencoder",
-        clip=f"{MINIATURE}/clip",
+        clip=f"{MINIATURE}/clip_images",
     output:
         directory(f"{MINIATURE}/decoder"),
     log:

@@ -10,5 +10,5 @@ rule prompts:
         "logs/prompts/{name}.{key}.log",
     threads: 1
     shell:
-        "{RUN} prompts --spec {STORE}/specs/{wildcards.key}.json --out {output} --store {STORE}"
+        "{RUN} prompts --spec {STORE:q}/specs/{wildcards.key}.json --out {output:q} --store {STORE:q}"
         " --threads {threads} --log {log}"

@@ -5,28 +5,28 @@ rule tables:
     input:
         ancient(lambda wildcards: PLAN.inputs(PLAN.tables[wildcards.table].short_key)),
         sheets=lambda wildcards: [
-            f"results/samples/{dataset}.{strategy}.png" for dataset, strategy in PLAN.sample_sheets(wildcards.table)
+            f"{RESULTS}/samples/{dataset}.{strategy}.png" for dataset, strategy in PLAN.sample_sheets(wildcards.table)
         ],
     output:
-        csv="results/{table}.csv",
-        markdown="results/{table}.md",
-        metrics="results/{table}.json",
+        csv=f"{RESULTS}/{{table}}.csv",
+        markdown=f"{RESULTS}/{{table}}.md",
+        metrics=f"{RESULTS}/{{table}}.json",
     log:
         "logs/tables/{table}.log",
     params:
         key=lambda wildcards: PLAN.tables[wildcards.table].short_key,
     shell:
-        "{RUN} tables --spec {STORE}/specs/{params.key}.json --out {output.csv} --store {STORE} --log {log}"
+        "{RUN} tables --spec {STORE:q}/specs/{params.key}.json --out {output.csv:q} --store {STORE:q} --log {log}"
 
 
 rule samples:
     input:
         ancient(lambda wildcards: PLAN.inputs(SAMPLE_JOBS[wildcards.sheet].short_key)),
     output:
-        "results/samples/{sheet}.png",
+        f"{RESULTS}/samples/{{sheet}}.png",
     log:
         "logs/samples/{sheet}.log",
     params:
         key=lambda wildcards: SAMPLE_JOBS[wildcards.sheet].short_key,
     shell:
-        "{RUN} samples --spec {STORE}/specs/{params.key}.json --out {output} --store {STORE} --log {log}"
+        "{RUN} samples --spec {STORE:q}/specs/{params.key}.json --out {output:q} --store {STORE:q} --log {log}"

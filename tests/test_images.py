@@ -1,0 +1,332 @@
+"""Drawing images: what a request is, what is drawn once, what is taken over, and what happens when something fails."""
+
+import io
+import multiprocessing
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from fake_generator import FakeGenerator
+from PIL import Image
+from small_project import SHAPES, changed, planned
+
+from pipeline_lib import stages
+from pipeline_lib.images import is_valid, make_shards, requests
+from pipeline_lib.plan import Plan
+from pipeline_lib.seeds import derive_seed
+from pipeline_lib.sets import make_set
+from pipeline_lib.store import Artifact
+
+Params = dict[str, Any]
+
+
+def ready(params: Params, **changes: Any) -> Plan:
+    """A plan whose basic prompts are written."""
+    plan = planned(changed(params, **changes))
+    for prompts in plan.prompts("basic"):
+        stages.prompts(prompts, plan.store)
+    return plan
+
+
+def draw(plan: Plan, generator: FakeGenerator | None = None, batch_size: int = 4) -> FakeGenerator:
+    """Make the basic images of `shapes`; returns the generator, which knows what it drew."""
+    generator = generator or FakeGenerator()
+    for images in plan.images("shapes", "basic"):
+        make_set(
+            images, plan.store, lambda units: make_shards(units, plan.store, lambda: generator, batch_size=batch_size)
+        )
+    return generator
+
+
+def units(plan: Plan) -> list[Artifact]:
+    return [shard for images in plan.images("shapes", "basic") for shard in images.members]
+
+
+def rows(plan: Plan) -> dict[str, dict[str, Any]]:
+    """All rows of the shards, by image id."""
+    return {row["image_id"]: row for shard in units(plan) for row in pq.read_table(plan.store.path(shard)).to_pylist()}
+
+
+# --- requests ---------------------------------------------------------------------------------------------------------
+
+
+def test_requests_cycle_through_the_prompts(params: Params, monkeypatch: pytest.MonkeyPatch):
+    """Image i shows prompt i mod P for the (i div P)-th time, and its seed comes from (run seed, prompt, i div P)."""
+    plan = ready(params, images__per_class=5, images__per_shard=5, seed=7)
+    import pyarrow as pa
+
+    prompts = pa.Table.from_pylist(
+        [{"prompt_id": f"p{i}", "class_name": "red/square", "prompt": f"prompt {i}", "sentence": None} for i in (0, 1)]
+    )
+    monkeypatch.setattr("pipeline_lib.images.pq.read_table", lambda _: prompts)
+    found = requests(units(plan)[0], plan.store)
+    assert [request.prompt_id for request in found] == ["p0", "p1", "p0", "p1", "p0"]
+    assert [request.seed for request in found] == [
+        derive_seed(7, "p0", 0),
+        derive_seed(7, "p1", 0),
+        derive_seed(7, "p0", 1),
+        derive_seed(7, "p1", 1),
+        derive_seed(7, "p0", 2),
+    ]
+
+
+def test_no_two_images_share_id_or_seed(params: Params):
+    """Every image of every class has its own seed and its own id."""
+    plan = ready(params, images__per_class=20)
+    found = [request for shard in units(plan) for request in requests(shard, plan.store)]
+    assert len(found) == len({request.image_id for request in found}) == len({request.seed for request in found}) == 60
+
+
+# --- what an image depends on -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [
+        {"batch_size": 1},
+        {"batch_size": 100},
+        {"images__per_shard": 1},
+        {"images__per_shard": 100},
+        {"images__per_class": 9},
+        {"images__classes_per_job": 1},
+    ],
+    ids=str,
+)
+def test_an_image_depends_on_its_recipe_and_number_alone(params: Params, tmp_path: Path, cut: dict[str, int]):
+    """Not on batch size, shard layout, how many are asked for, or how the work is cut into jobs."""
+    reference = ready(params, store=str(tmp_path / "a"))
+    draw(reference)
+    cut = dict(cut)
+    batch_size = cut.pop("batch_size", 4)
+    other = ready(params, store=str(tmp_path / "b"), **cut)
+    draw(other, batch_size=batch_size)
+    expected, found = rows(reference), rows(other)
+    assert len(expected) == 12
+    assert {image_id: found[image_id] for image_id in expected} == expected
+
+
+def test_batches_mix_prompts_and_shards(params: Params):
+    """12 images of 3 classes in 6 shards are drawn in 3 full batches, not one batch per shard."""
+    generator = draw(ready(params), batch_size=5)
+    assert [len(seeds) for _, seeds in generator.batches] == [5, 5, 2]
+    assert any(len(set(prompts)) > 1 for prompts, _ in generator.batches)
+
+
+def test_shard_holds_prompt_seed_and_pixels(params: Params):
+    """A row says what was asked for, and its image is what the generator drew, to the rounding of 8 bits."""
+    plan = ready(params)
+    draw(plan)
+    generator = FakeGenerator()
+    for row in rows(plan).values():
+        assert row["prompt"] == f"a photo of a {row['class_name']}"
+        assert row["class_name"] in SHAPES
+        assert row["valid"] is True
+        assert row["source_id"] is None
+        pixels = np.asarray(Image.open(io.BytesIO(row["image"]["bytes"])))
+        assert pixels.shape == (row["height"], row["width"], 3) == (12, 12, 3)
+        np.testing.assert_array_equal(pixels, np.round(generator.generate([row["prompt"]], [row["seed"]])[0] * 255))
+
+
+def test_the_same_run_gives_the_same_bytes(params: Params, tmp_path: Path):
+    """Two stores made from one configuration hold the same files, byte for byte, receipts included."""
+    plans = [ready(params, store=str(tmp_path / name)) for name in "ab"]
+    for plan, batch_size in zip(plans, (4, 7), strict=True):
+        draw(plan, batch_size=batch_size)
+    first, second = plans
+    for artifact in (*units(first), *first.images("shapes", "basic")):
+        assert first.store.path(artifact).read_bytes() == second.store.path(artifact).read_bytes()
+
+
+# --- only the difference ----------------------------------------------------------------------------------------------
+
+
+def test_a_second_run_draws_nothing_and_loads_nothing(params: Params):
+    """With all shards there, the model is not even loaded."""
+    plan = ready(params)
+    draw(plan)
+
+    def load() -> FakeGenerator:
+        pytest.fail("the generator was loaded although nothing is to be drawn")
+
+    for images in plan.images("shapes", "basic"):
+        assert make_set(images, plan.store, lambda units: make_shards(units, plan.store, load, 4)) == 0
+
+
+def test_more_images_draw_the_difference(params: Params):
+    """From 4 to 8 images per class inside a partial shard: 4 are drawn, the others taken over byte for byte."""
+    few, many = ready(params), ready(params, images__per_class=8)
+    assert draw(few).n_drawn == 12
+    before = rows(few)
+    assert draw(many).n_drawn == 12
+    after = rows(many)
+    assert len(after) == 24
+    assert {image_id: after[image_id] for image_id in before} == before
+    drawn = {shard.path: many.store.record(shard).details["n_drawn"] for shard in units(many)}
+    assert sorted(drawn.values()) == [0] * 3 + [2] * 3 + [2] * 3
+
+
+def test_fewer_images_are_taken_from_longer_shards(params: Params):
+    """From 6 to 4 images per class nothing is drawn: the partial shard is cut from the whole one."""
+    many, few = ready(params, images__per_class=6), ready(params)
+    draw(many)
+    assert draw(few).n_drawn == 0
+    assert len(rows(few)) == 12
+
+
+def test_damaged_shards_give_nothing_to_others(params: Params):
+    """Images are taken over only from shards whose content is what their record says."""
+    few, many = ready(params), ready(params, images__per_class=6)
+    draw(few)
+    partial = units(few)[1]
+    path = few.store.path(partial)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 1
+    path.write_bytes(bytes(content))
+    assert draw(many).n_drawn == 6 + 1
+
+
+def test_a_damaged_shard_is_drawn_again_with_a_warning(params: Params, caplog: pytest.LogCaptureFixture):
+    """A flipped bit costs that shard, and the new one is the old one."""
+    plan = ready(params)
+    draw(plan)
+    damaged = units(plan)[2]
+    path = plan.store.path(damaged)
+    good = path.read_bytes()
+    path.write_bytes(good[:50] + bytes([good[50] ^ 1]) + good[51:])
+    assert draw(plan).n_drawn == 3
+    assert path.read_bytes() == good
+    assert "made again" in caplog.text
+
+
+# --- failures ---------------------------------------------------------------------------------------------------------
+
+
+def test_blank_and_non_finite_images_are_marked_and_counted(params: Params, caplog: pytest.LogCaptureFixture):
+    """They are stored as black images, marked invalid, and counted in the record and the log."""
+    plan = ready(params)
+    generator = FakeGenerator()
+    generator.blank, generator.not_finite = {0, 5}, {1}
+    draw(plan, generator)
+    invalid = [row for row in rows(plan).values() if not row["valid"]]
+    assert len(invalid) == 3
+    for row in invalid:
+        assert not np.asarray(Image.open(io.BytesIO(row["image"]["bytes"]))).any()
+    assert sum(plan.store.record(shard).details["n_invalid"] for shard in units(plan)) == 3
+    assert "2 of 3 images are blank or not finite" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("pixels", "valid"),
+    [
+        (np.full((4, 4, 3), 0.3), False),
+        (np.full((4, 4, 3), np.inf), False),
+        (np.linspace(0, 1, 48).reshape(4, 4, 3), True),
+        (np.where(np.arange(48) == 7, np.nan, np.linspace(0, 1, 48)).reshape(4, 4, 3), False),
+        (np.where(np.arange(48) == 7, 1 / 255, 0.0).reshape(4, 4, 3), False),  # a difference nobody sees
+        (np.where(np.arange(48) == 7, 0.1, 0.0).reshape(4, 4, 3), True),
+    ],
+)
+def test_what_counts_as_blank(pixels: np.ndarray, valid: bool):
+    """An image is valid if all its values are finite and some differ visibly."""
+    assert is_valid(pixels.astype(np.float32)) is valid
+
+
+def test_out_of_memory_halves_the_batch_and_goes_on(
+    params: Params, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    """A device that holds 3 images draws the same images as one that holds 8, with a warning."""
+    roomy, tight = (ready(params, store=str(tmp_path / name)) for name in "ab")
+    draw(roomy, batch_size=8)
+    generator = draw(tight, FakeGenerator(memory=3), batch_size=8)
+    assert [len(seeds) for _, seeds in generator.batches] == [2] * 6
+    assert rows(tight) == rows(roomy)
+    assert "halved to 4" in caplog.text
+    assert "halved to 2" in caplog.text
+
+
+def test_out_of_memory_at_one_image_is_an_error(params: Params):
+    """It does not go on for ever."""
+    with pytest.raises(MemoryError):
+        draw(ready(params), FakeGenerator(memory=0))
+
+
+def test_an_interrupted_run_keeps_its_finished_shards(params: Params):
+    """After a failure in mid-run the next run draws what is missing; no receipt vouched for the unfinished set."""
+    plan = ready(params)
+    with pytest.raises(RuntimeError, match="taken away"):
+        draw(plan, FakeGenerator(fail_after=8), batch_size=2)
+    finished = [shard for shard in units(plan) if plan.store.is_complete(shard)]
+    kept = sum(shard.spec["stop"] - shard.spec["start"] for shard in finished)
+    assert finished
+    assert len(finished) < len(units(plan))
+    assert not any(plan.store.is_complete(images) for images in plan.images("shapes", "basic"))
+    assert not [path for path in plan.store.root.rglob("*.tmp")]
+    assert draw(plan).n_drawn == 12 - kept
+
+
+def test_a_failed_write_stops_the_run(params: Params, monkeypatch: pytest.MonkeyPatch):
+    """A full disk is reported, not swallowed by the thread that writes."""
+    plan = ready(params)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pipeline_lib.images.write_shard", full)
+    with pytest.raises(OSError, match="No space left"):
+        draw(plan)
+    assert not any(plan.store.is_complete(shard) for shard in units(plan))
+
+
+# --- side by side -----------------------------------------------------------------------------------------------------
+
+
+def test_two_threads_draw_each_image_once(params: Params):
+    """Two jobs that need the same set at the same time share the work."""
+    plan = ready(params, images__per_class=30, images__per_shard=2)
+    generators = [FakeGenerator(), FakeGenerator()]
+    side_by_side([threading.Thread(target=draw, args=(plan, generator, 2)) for generator in generators])
+    assert sum(generator.n_drawn for generator in generators) == 90
+    assert len(rows(plan)) == 90
+
+
+def draw_and_count(params: Params, counts: Any) -> None:
+    counts.put(draw(planned(params), batch_size=2).n_drawn)
+
+
+def test_two_processes_draw_each_image_once(params: Params):
+    """The locks hold between processes."""
+    plan = ready(params, images__per_class=30, images__per_shard=2)
+    context = multiprocessing.get_context("spawn")
+    counts: Any = context.Queue()
+    wanted = changed(params, images__per_class=30, images__per_shard=2)
+    side_by_side([context.Process(target=draw_and_count, args=(wanted, counts)) for _ in range(2)])
+    assert counts.get(timeout=5) + counts.get(timeout=5) == 90
+    assert len(rows(plan)) == 90
+
+
+def test_two_threads_mend_a_damaged_shard_once(params: Params):
+    """Neither removes what the other has just made."""
+    plan = ready(params)
+    draw(plan)
+    for shard in units(plan):
+        path = plan.store.path(shard)
+        path.write_bytes(bytes(byte ^ 1 for byte in path.read_bytes()))
+    generators = [FakeGenerator(), FakeGenerator()]
+    side_by_side([threading.Thread(target=draw, args=(plan, generator, 2)) for generator in generators])
+    assert sum(generator.n_drawn for generator in generators) == 12
+    assert all(plan.store.is_intact(shard) for shard in units(plan))
+
+
+def side_by_side(workers: list[Any]) -> None:
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(timeout=60)
+        assert not worker.is_alive()
+
+
+Runner = Callable[[], None]
