@@ -29,7 +29,7 @@ ParamsOption = Annotated[Path, typer.Option(help="Configuration.")]
 
 
 def _stage_command(name: str, summary: str) -> None:
-    @app.command(name, help=f"Stage: {summary}", rich_help_panel="Stages")
+    @app.command(name, help=summary[:1].upper() + summary[1:], rich_help_panel="Stages")
     def command(
         spec: Annotated[Path, typer.Option(help="Spec file, written by the workflow to STORE/specs.")],
         out: Annotated[Path, typer.Option(help="Where the artifact goes.")],
@@ -51,7 +51,7 @@ STAGE_HELP = {
     "manifests": "decide which images are kept, and why.",
     "classifiers": "tune heads on the kept images.",
     "predictions": "predict the real images' classes.",
-    "metrics": "accuracies, the gain and its interval.",
+    "metrics": "compute accuracies, the gain and its interval.",
     "tables": "gather cells into a table (CSV and Markdown).",
     "samples": "draw a contact sheet of images.",
 }
@@ -74,6 +74,7 @@ def run_stage(name: str, spec: Path, out: Path, store_root: Path) -> None:
     if artifact.spec["stage"] != name:
         raise UserError(f"{spec} is a spec of stage {artifact.spec['stage']!r}, not of {name!r}")
     store = Store(store_root)
+    store.require(artifact)
     if name in stages.RESULTS:
         stages.RESULTS[name](artifact, store, out)
     else:
@@ -113,10 +114,11 @@ def verify(
     for path in found.dependants:
         print(f"made from damaged input: {path}")
     print(f"{found.n_checked} artifacts checked, {len(found.faults)} damaged, {len(found.dependants)} made from them")
-    if found.faults and remove:
-        remove_all(found.faulty + found.dependants, Store(store))
+    damaged = found.faulty + found.dependants
+    if damaged and remove:
+        remove_all(damaged, Store(store))
         print("Removed. The next run makes them again, and nothing else.")
-    elif found.faults:
+    elif damaged:
         print("Run again with --remove, then the run that made them: it makes them again, and nothing else.")
         raise typer.Exit(1)
 
@@ -187,7 +189,8 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        logging.getLogger("pipeline_lib").error("Error: %s", error)
-        if not logging.getLogger().handlers:
+        if logging.getLogger().handlers:  # a stage: the message belongs in its log as well
+            logging.getLogger("pipeline_lib").error("Error: %s", error)
+        else:
             print(f"Error: {error}", file=sys.stderr)
         sys.exit(1)

@@ -110,7 +110,7 @@ class ClipFilter(_Section):
     """Keep an image whose own-class probability is above this; 1/N: N is the number of classes, as in the paper."""
     per_class: Positive | None = None
     """At most this many kept images per class, drawn at random from those that passed; null: all of them."""
-    min_per_class: Annotated[int, Field(ge=0)]
+    min_per_class: Positive
     """If fewer pass, the most confident images of the class fill up to this many (the fallback of the paper's code)."""
 
     @model_validator(mode="after")
@@ -212,6 +212,12 @@ class Config(_Section):
         missing = [name for name in self.tables.table2_datasets if name not in self.datasets]
         if missing:
             raise ValueError(f"tables.table2_datasets: {', '.join(missing)} must also be listed in datasets")
+        for name in self.datasets:
+            if registry[name].folder is not None and self.evaluation.split != "test":
+                raise ValueError(
+                    f"evaluation.split: {self.evaluation.split!r} is not there for own_datasets.{name}: its "
+                    f"folder holds test images; choose settings on a data set of other images, or write test"
+                )
         if self.fashion_mnist is not None and not Path(self.fashion_mnist).is_dir():
             raise ValueError(f"fashion_mnist: the folder {self.fashion_mnist!r} does not exist; name one or write null")
         return self

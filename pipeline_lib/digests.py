@@ -3,18 +3,20 @@
 import hashlib
 import json
 import os
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from pipeline_lib.errors import UserError
 from pipeline_lib.store import file_sha256, write_json
 
-_CACHE_FROM_BYTES = 32 * 1024 * 1024  # smaller folders hash faster than the cache is worth
+_CACHE_FROM_BYTES = 64 * 1024 * 1024  # in all; less hashes faster than the cache is worth
 # Of a model folder these determine the numbers; READMEs and pictures do not.
-_MODEL_SUFFIXES = frozenset({".safetensors", ".json", ".txt", ".model", ".pt", ".bin"})
+_MODEL_SUFFIXES = frozenset({".safetensors", ".json", ".txt", ".model", ".pt", ".pth", ".ckpt", ".bin", ".jinja"})
 
 
 class DigestCache:
-    """SHA-256 of large files, remembered by path, size and modification time."""
+    """Digests of many or large files, remembered by the files' paths, sizes and modification times."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -24,42 +26,42 @@ class DigestCache:
             self._known = {}
         self._changed = False
 
-    def file(self, path: Path) -> str:
-        stat = path.stat()
-        if stat.st_size < _CACHE_FROM_BYTES:
-            return file_sha256(path)
-        identity = f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
+    def files(self, root: Path, files: Sequence[Path]) -> str:
+        """SHA-256 over the files' paths relative to `root` and their contents."""
+        stats = [(path, path.stat()) for path in files]
+        if sum(stat.st_size for _, stat in stats) < _CACHE_FROM_BYTES:
+            return _digest(root, files)
+        listing = [f"{path.absolute()}:{stat.st_size}:{stat.st_mtime_ns}" for path, stat in stats]
+        identity = hashlib.sha256("\n".join(listing).encode()).hexdigest()
         if identity not in self._known:
-            self._known[identity] = file_sha256(path)
+            self._known[identity] = _digest(root, files)
             self._changed = True
         return self._known[identity]
 
     def save(self) -> None:
         """Keep what was learned; a read-only folder only costs the time to hash again."""
-        if self._changed and os.access(self._path.parent, os.W_OK):
-            write_json(self._path, self._known)
+        if self._changed:
+            with suppress(PermissionError):
+                write_json(self._path, self._known)
             self._changed = False
 
 
-def folder_digest(folder: Path, cache: DigestCache, suffixes: frozenset[str] | None = None) -> str:
-    """SHA-256 over the sorted relative paths and contents of a folder's files (with `suffixes`, of those only).
-
-    Raises `UserError` where there is nothing to hash.
-    """
-    files = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if suffixes is None or path.suffix.lower() in suffixes
-    )
-    if not files:
-        raise UserError(
-            f"the folder {folder} holds no {'files' if suffixes is None else ' or '.join(sorted(suffixes))}"
-        )
+def _digest(root: Path, files: Sequence[Path]) -> str:
     digest = hashlib.sha256()
     for path in files:
-        digest.update(f"{path.relative_to(folder).as_posix()}\0{cache.file(path)}\n".encode())
+        digest.update(f"{path.relative_to(root).as_posix()}\0{file_sha256(path)}\n".encode())
     return digest.hexdigest()
+
+
+def files_below(folder: Path, suffixes: frozenset[str]) -> list[Path]:
+    """Files with one of the (lower-case) suffixes below a folder, links followed, hidden ones left out; sorted."""
+    found = []
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [
+            Path(parent) / name for name in names if not name.startswith(".") and Path(name).suffix.lower() in suffixes
+        ]
+    return sorted(found)
 
 
 def model_digest(model: str, revision: str | None, key: str, cache: DigestCache) -> str:
@@ -69,7 +71,10 @@ def model_digest(model: str, revision: str | None, key: str, cache: DigestCache)
     """
     folder = Path(model)
     if folder.is_dir():
-        return f"sha256:{folder_digest(folder, cache, _MODEL_SUFFIXES)}"
+        files = files_below(folder, _MODEL_SUFFIXES)
+        if not files:
+            raise UserError(f"models.{key}: the folder {model!r} holds no {' or '.join(sorted(_MODEL_SUFFIXES))} file")
+        return f"sha256:{cache.files(folder, files)}"
     if model.startswith((".", "/")) or model.count("/") != 1:
         raise UserError(
             f"models.{key}: the folder {model!r} does not exist; name a model folder or a hub id OWNER/NAME"

@@ -67,8 +67,8 @@ def existing_rows(shard: Artifact, store: Store) -> dict[str, dict[str, Any]]:
     """Rows of this shard that shorter or longer shards of the same recipe already hold, by image id."""
     wanted = {request.image_id for request in requests(shard, store)}
     found: dict[str, dict[str, Any]] = {}
-    for path in sorted((store.root / shard.folder).glob("*.parquet")):
-        other = store.relative(path)
+    for path in sorted((store.root / shard.folder).glob("[0-9]*-[0-9]*.parquet")):
+        other = f"{shard.folder}/{path.name}"
         start, stop = (int(part) for part in path.stem.split("-"))
         overlaps = start < shard.spec["stop"] and shard.spec["start"] < stop
         if overlaps and other != shard.path and store.is_intact(other):

@@ -88,7 +88,11 @@ def verify_store(store: Store, results: Path) -> Verification:
 
     An artifact is faulty if it is missing, has another size or digest than its record says, has no readable record, or
     was made from an input whose digest is not the present one.
+
+    Raises `UserError` where there is no store.
     """
+    if not store.root.is_dir():
+        raise UserError(f"the store {store.root} does not exist; name it with --store")
     records = {record.path: record for record in store.records()}
     records |= {record.path: record for record in _result_records(results)}
     faults: dict[str, str] = {}
@@ -102,6 +106,8 @@ def verify_store(store: Store, results: Path) -> Verification:
             faults[path] = f"damaged: {path} does not have the SHA-256 of its record"
     for path in _unrecorded(store):
         faults[path] = f"unfinished: {path} has no readable record"
+    for path in sorted({parent for record in records.values() for parent in _parents(record)} - records.keys()):
+        faults.setdefault(path, f"missing: {path}, from which others were made")
     dependants: set[str] = set()
     lost = set(faults)
     grew = True

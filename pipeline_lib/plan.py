@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from pipeline_lib.config import Config
-from pipeline_lib.datasets.registry import Dataset
-from pipeline_lib.digests import DigestCache, folder_digest, model_digest
+from pipeline_lib.datasets.registry import IMAGE_SUFFIXES, Dataset
+from pipeline_lib.digests import DigestCache, files_below, model_digest
 from pipeline_lib.errors import UserError
 from pipeline_lib.records import Loss, Strategy
 from pipeline_lib.store import Artifact, Store, slug
@@ -64,12 +64,13 @@ TABLE2_METHODS = tuple(
 
 
 def _once(method: Callable[P, T]) -> Callable[P, T]:
-    """Remember what a plan's method returned: at the paper's scale one image set has thousands of keys to hash."""
+    """Remember what a plan's method returned, by its positional arguments: at the paper's scale one image set has
+    thousands of keys to hash."""
 
     @wraps(method)
     def remembered(*args: P.args, **kwargs: P.kwargs) -> T:
         plan, *rest = args
-        key = (method.__name__, *(_identity(item) for item in rest))
+        key = (method.__name__, *map(_identity, rest), *map(_identity, kwargs.values()))
         memory: dict[Any, T] = plan.__dict__.setdefault("_memory", {})
         if key not in memory:
             memory[key] = method(*args, **kwargs)
@@ -194,7 +195,7 @@ class Plan:
                 "images",
                 f"{dataset}.{strategy}",
                 [shard for class_shards in shards[first : first + per_job] for shard in class_shards],
-                inputs=dict.fromkeys(set_of[unit.path] for unit in prompts[first : first + per_job]),
+                after=dict.fromkeys(set_of[unit.path] for unit in prompts[first : first + per_job]),
             )
             for first in range(0, len(prompts), per_job)
         ]
@@ -245,7 +246,9 @@ class Plan:
         else:
             assert definition.folder is not None
             spec["folders"] = [path.as_posix() for path in definition.folders()]
-            spec["content"] = folder_digest(Path(definition.folder), self._digests)
+            root = Path(definition.folder)
+            images = [path for name in definition.folders() for path in files_below(root / name, IMAGE_SUFFIXES)]
+            spec["content"] = self._digests.files(root, images)
             location = {"folder": definition.folder}
         unit = self._unit("datasets", f"{dataset}.{split}", spec, location=location)
         return self._set("datasets", f"{dataset}.{split}", [unit])
@@ -266,7 +269,7 @@ class Plan:
             for shard in images.members
         ]
         name = images.folder.removeprefix("images/sets/").removeprefix("datasets/sets/")
-        return self._set("embeddings", name, units, inputs=[images.path])
+        return self._set("embeddings", name, units, after=[images.path])
 
     @_once
     def heads(self) -> Artifact:
@@ -303,7 +306,13 @@ class Plan:
             "embeddings": _paths(features),
             "head": head.path,
         }
-        return self._job("scores", f"{dataset}.{strategy}", spec, inputs=[*_paths(features), self.heads().path])
+        return self._job(
+            "scores",
+            f"{dataset}.{strategy}",
+            spec,
+            inputs=[*_paths(features), head.path],
+            after=[*_paths(features), self.heads().path],
+        )
 
     @_once
     def manifest(self, dataset: str, strategy: Strategy, clip_filter: bool) -> Artifact:
@@ -333,9 +342,17 @@ class Plan:
             "head": scores.spec["head"],
             "loss": method.loss,
             **tuning,
+            "seeds": sorted(self.config.tuning.seeds),
         }
-        inputs = [manifest.path, *scores.spec["embeddings"], self.heads().path]
-        return self._job("classifiers", f"{dataset}.{method.name}", spec, suffix=".safetensors", inputs=inputs)
+        inputs = [manifest.path, *scores.spec["embeddings"]]
+        return self._job(
+            "classifiers",
+            f"{dataset}.{method.name}",
+            spec,
+            suffix=".safetensors",
+            inputs=[*inputs, scores.spec["head"]],
+            after=[*inputs, self.heads().path],
+        )
 
     @_once
     def predictions(self, dataset: str, method: Method) -> Artifact:
@@ -348,8 +365,14 @@ class Plan:
             "head": classifier.spec["head"],
             "classifier": classifier.path,
         }
-        inputs = [features.path, self.heads().path, classifier.path]
-        return self._job("predictions", f"{dataset}.{method.name}", spec, inputs=inputs)
+        inputs = [features.path, classifier.path]
+        return self._job(
+            "predictions",
+            f"{dataset}.{method.name}",
+            spec,
+            inputs=[*inputs, classifier.spec["head"]],
+            after=[*inputs, self.heads().path],
+        )
 
     @_once
     def cell(self, dataset: str, method: Method) -> Artifact:
@@ -366,7 +389,7 @@ class Plan:
             "clip_filter": method.clip_filter,
             "loss": method.loss,
             "images_per_class": self.config.images.per_class,
-            "seeds": self.config.tuning.seeds,
+            "seeds": sorted(self.config.tuning.seeds),
             "split": self.config.evaluation.split,
             "bootstrap_resamples": self.config.evaluation.bootstrap_resamples,
             "generator": self._generator,
@@ -380,8 +403,14 @@ class Plan:
     # --- plumbing -----------------------------------------------------------------------------------------------------
 
     def inputs(self, short_key: str) -> list[str]:
-        """Input paths, store folder included, of the job whose path carries this key."""
-        return [str(self.store.root / name) for name in self.jobs[short_key].inputs]
+        """Paths, store folder included, of what must be there before the job whose path carries this key.
+
+        Raises `UserError` for a key of another configuration.
+        """
+        if short_key not in self.jobs:
+            raise UserError(f"the present configuration asks for no artifact with key {short_key}; name another target")
+        job = self.jobs[short_key]
+        return [str(self.store.root / name) for name in job.after or job.inputs]
 
     def stage(self, name: str) -> list[Artifact]:
         """All jobs of one stage."""
@@ -407,10 +436,10 @@ class Plan:
     def _sets(self, stage: str, name: str, units: list[Artifact], per_set: int) -> list[Artifact]:
         return [self._set(stage, name, units[first : first + per_set]) for first in range(0, len(units), per_set)]
 
-    def _set(self, stage: str, name: str, units: list[Artifact], inputs: Iterable[str] = ()) -> Artifact:
+    def _set(self, stage: str, name: str, units: list[Artifact], after: Iterable[str] = ()) -> Artifact:
         spec = {"set": stage, "members": [unit.path for unit in units]}
         members = tuple(units)
-        return self._job(stage, f"sets/{name}", spec, suffix=".json", inputs=inputs, members=members)
+        return self._job(stage, f"sets/{name}", spec, suffix=".json", after=after, members=members)
 
 
 def _artifact(
@@ -421,6 +450,7 @@ def _artifact(
     *,
     suffix: str = ".parquet",
     inputs: Iterable[str] = (),
+    after: Iterable[str] = (),
     file_name: str | None = None,
     members: tuple[Artifact, ...] = (),
 ) -> Artifact:
@@ -429,6 +459,7 @@ def _artifact(
         spec={"stage": stage, "version": VERSIONS[stage], **spec},
         suffix=suffix,
         inputs=tuple(inputs),
+        after=tuple(after),
         location=location or {},
         file_name=file_name,
         members=members,
@@ -451,4 +482,6 @@ def _encoder_digest(model: str, pretrained: str | None, digests: DigestCache) ->
             f"models.encoder: {model!r} names an architecture without weights; name them in models.encoder_pretrained "
             f"(for example openai), or give local-dir:FOLDER or hf-hub:ID"
         )
+    if pretrained is not None and Path(pretrained).is_file():
+        return f"open_clip:{model}:sha256:{digests.files(Path(pretrained).parent, [Path(pretrained)])}"
     return f"open_clip:{model}:{pretrained}"

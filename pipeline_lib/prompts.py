@@ -103,7 +103,7 @@ class SentenceModel:
             loaded = AutoModelForSeq2SeqLM.from_pretrained(
                 model, revision=revision, local_files_only=local, use_safetensors=True, dtype=torch.float32
             )
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise UserError(f"models.sentences: {model!r} cannot be loaded: {error}") from error
         self._model = loaded.to(self._device).eval()
 

@@ -11,6 +11,7 @@ from pipeline_lib.records import Member, SetReceipt
 from pipeline_lib.store import Artifact, Store
 
 log = logging.getLogger(__name__)
+MAX_LOCKS = 200  # open lock files at a time; also bounds how long another job waits for a unit
 
 
 def make_set(artifact: Artifact, store: Store, make_units: Callable[[Sequence[Artifact]], None]) -> int:
@@ -23,9 +24,12 @@ def make_set(artifact: Artifact, store: Store, make_units: Callable[[Sequence[Ar
     pending = [unit for unit in artifact.members if not store.is_intact(unit)]
     while pending:
         # Units are locked in one order without waiting, so two jobs never wait for each other.
-        locked = [(unit, lock) for unit in pending if (lock := _try_lock(unit, store)) is not None]
+        candidates = pending[:MAX_LOCKS]
+        locked = [(unit, lock) for unit in candidates if (lock := _try_lock(unit, store)) is not None]
         try:
             mine = [unit for unit, _ in locked if not _usable(unit, store)]
+            for unit in mine:
+                store.require(unit)
             if mine:
                 log.info("%s: %d of %d units to make", artifact.folder, len(mine), len(artifact.members))
                 make_units(mine)

@@ -51,7 +51,9 @@ def slug(text: str) -> str:
 class Artifact:
     """What is to be made, and where.
 
-    `folder` is readable and relative to the store; `inputs` are the paths (relative to the store) that the stage reads;
+    `folder` is readable and relative to the store; `inputs` are the paths (relative to the store) that the stage reads,
+    all of them named in the spec; `after` are the sets that the graph must have made before, where those are not the
+    inputs themselves (a head is a unit of the set of all heads, and which set that is says nothing about the head);
     `location` says where to find what the spec names by digest (a model folder) and how to work (batch size). None of
     them is part of the key, which comes from `spec` alone.
     """
@@ -60,6 +62,7 @@ class Artifact:
     spec: Mapping[str, Any]
     suffix: str
     inputs: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
     location: Mapping[str, Any] = field(default_factory=dict)
     file_name: str | None = None
     members: tuple["Artifact", ...] = field(default=(), repr=False)
@@ -190,8 +193,9 @@ class Store:
 
     def relative(self, path: Path) -> str:
         """The path of an artifact relative to the store."""
+        # Links are not followed: a stage's folder may be a link to a larger disk.
         try:
-            return path.resolve().relative_to(self.root.resolve()).as_posix()
+            return path.absolute().relative_to(self.root.absolute()).as_posix()
         except ValueError:
             return path.as_posix()
 
@@ -234,26 +238,30 @@ class Store:
         complete; their digests are recorded.
         """
         record_file = record_path(self.path(artifact)) if path is None else result_record_path(path)
+        inputs = self.require(artifact)
+        place = artifact.path if path is None else path.as_posix()
         path = path or self.path(artifact)
-        inputs = [self._input(name) for name in artifact.inputs]
-        started = time.perf_counter()
         with atomic_path(path) as temporary:
             yield temporary
             record = Record(
                 key=artifact.key,
-                path=self.relative(path),
+                path=place,
                 spec=dict(artifact.spec),
                 inputs=inputs,
                 sha256=file_sha256(temporary),
                 n_bytes=temporary.stat().st_size,
                 versions=library_versions(),
-                wall_time_s=round(time.perf_counter() - started, 3),
+                wall_time_s=_lap(),
                 created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 details=dict(details or {}),
             )
             # An old record must never vouch for new bytes: it goes first, the new one comes last.
             record_file.unlink(missing_ok=True)
         write_json(record_file, record.model_dump())
+
+    def require(self, artifact: Artifact) -> list[Input]:
+        """The inputs of an artifact with their digests. Raises `UserError` for one that is not there."""
+        return [self._input(name) for name in artifact.inputs]
 
     def _input(self, name: str) -> Input:
         record = self.record(name)
@@ -263,6 +271,19 @@ class Store:
                 f"Run `python -m pipeline_lib verify --store {self.root} --remove`, then the same command again."
             )
         return Input(path=name, key=record.key, sha256=record.sha256)
+
+    def is_current(self, result: Path, artifact: Artifact) -> bool:
+        """Whether a file in the results folder is the planned one, and what it was made from is still in the store."""
+        record = read_record(result)
+        return record is not None and record.key == artifact.key and all(map(self.is_complete, artifact.inputs))
+
+    def mark_outdated(self, artifact: Artifact) -> str:
+        """Write a note, newer than any result, that a result must be made again; returns its path."""
+        path = self.root / "specs" / f"{artifact.short_key}.outdated"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # The time makes the content new too: Snakemake takes a small file of known content for unchanged.
+        path.write_text(f"{time.time_ns()}\n", encoding="utf-8")
+        return str(path)
 
     def remove(self, path: str) -> None:
         """Remove an artifact and its record; the record first, so that no record outlives what it vouches for."""
@@ -278,6 +299,17 @@ class Store:
                 yield record
 
 
+_last_finished = time.perf_counter()
+
+
+def _lap() -> float:
+    """Seconds since this process finished its previous artifact, or started: what the present one took."""
+    global _last_finished  # one process makes one artifact after the other
+    now = time.perf_counter()
+    seconds, _last_finished = round(now - _last_finished, 3), now
+    return seconds
+
+
 def record_path(path: Path) -> Path:
     return path.with_name(path.name + RECORD_SUFFIX)
 
@@ -289,7 +321,7 @@ def result_record_path(path: Path) -> Path:
 
 def read_record(path: Path) -> Record | None:
     """The record of an artifact or a result, or None where there is none that can be read."""
-    for candidate in (record_path(path), result_record_path(path)):
+    for candidate in (record_path(path), result_record_path(path)) if path.name else ():
         try:
             return Record.model_validate_json(candidate.read_bytes())
         except (FileNotFoundError, NotADirectoryError, ValueError):

@@ -75,7 +75,7 @@ def table1(cells: Sequence[Cell], read: Callable[[str], pa.Table], resamples: in
             "dataset": "average",
             "task": "",
             "n_classes": "",
-            "n_test": sum(cell.n_test for cell in cells),
+            "n_test": average.n,  # distinct images: several data sets may show the same ones
             "images_per_class": cells[0].images_per_class,
             "clip": _mean(row["clip"] for row in rows),
             "clip_syn": _mean(row["clip_syn"] for row in rows),

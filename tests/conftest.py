@@ -13,7 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Tiny random models in the real formats: section `models` of params.yaml. The workers of pytest-xdist share them."""
+    """Tiny random models in the real formats: section `models` of params.yaml. pytest-xdist's workers share them."""
     pytest.importorskip("diffusers")
     from tiny_models import make_tiny_models
 

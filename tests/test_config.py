@@ -1,4 +1,4 @@
-"""The configuration is validated whole before anything runs; each message names the key, the value and what is allowed."""
+"""The configuration is validated whole before anything runs; messages name the key, the value and what is allowed."""
 
 import json
 import unicodedata

@@ -241,7 +241,7 @@ def test_unreadable_record_is_no_record(tmp_path: Path, damage: str):
 
 
 def test_completeness_needs_size_and_key_and_intactness_the_digest(tmp_path: Path):
-    """A truncated file is not complete; a flipped bit shows when the content is hashed; another spec is not this one."""
+    """A truncated file is not complete; a flipped bit shows when hashed; another spec is not this one."""
     store, target = Store(tmp_path), artifact({"x": 1})
     path = make(store, target, "content")
     path.write_text("cOntent")
@@ -258,7 +258,7 @@ def test_completeness_needs_size_and_key_and_intactness_the_digest(tmp_path: Pat
 
 
 def test_old_record_never_vouches_for_new_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Where the process dies between the content and its record, the artifact is unfinished: never old record, new bytes."""
+    """Where the process dies between content and record, the artifact is unfinished: never old record, new bytes."""
     store, target = Store(tmp_path), artifact()
     make(store, target, "old bytes")
 

@@ -90,7 +90,10 @@ def find(folder: Path | None = None, cache: Path | None = None) -> Path:
         )
     kept = Path(cache) / "fashion-mnist"
     if kept.is_dir():
-        return verify(kept)
+        try:
+            return verify(kept)
+        except FashionMnistError:
+            shutil.rmtree(kept)  # what was fetched is damaged or incomplete: it is fetched again
     failures = []
     for fetch in (_fetch_debian, _fetch_torchvision):
         try:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from pipeline_lib.datasets import fashion_mnist
 from pipeline_lib.datasets.registry import IMAGE_SUFFIXES
+from pipeline_lib.digests import files_below
 from pipeline_lib.errors import UserError
 from pipeline_lib.shards import encode_image, image_row
 
@@ -49,20 +50,14 @@ def _folder(spec: Mapping[str, Any], location: Mapping[str, Any]) -> Iterator[di
     number = 0
     for class_name, folder in zip(spec["class_names"], spec["folders"], strict=True):
         root = Path(location["folder"]) / folder
-        # Hidden files are no part of the data set: its digest leaves them out too.
-        paths = sorted(
-            path
-            for path in root.rglob("*")
-            if path.suffix.lower() in IMAGE_SUFFIXES
-            and not any(part.startswith(".") for part in path.relative_to(root).parts)
-        )
+        paths = files_below(root, IMAGE_SUFFIXES)
         if not paths:
             raise UserError(f"{spec['dataset']}: no images in {root} for {class_name!r}")
         for path in paths:
             try:
                 with Image.open(io.BytesIO(path.read_bytes())) as image:
                     pixels = np.asarray(image.convert("RGB"))
-            except (OSError, Image.DecompressionBombError) as error:
+            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
                 damaged.append(f"{path} ({error})")
                 continue
             yield _row(spec, pixels, class_name, number)

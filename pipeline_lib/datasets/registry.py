@@ -88,6 +88,8 @@ class Dataset(BaseModel):
     def _one_source(self) -> "Dataset":
         if (self.fashion_mnist is None) == (self.folder is None):
             raise ValueError("exactly one of folder and fashion_mnist says where the test images are")
+        if self.folder is not None and self.test_pool is not None:
+            raise ValueError("test_pool: images of a folder are numbered for themselves; leave it out")
         if self.class_folders is not None and len(self.class_folders) != len(self.class_names):
             raise ValueError(f"{len(self.class_folders)} class_folders for {len(self.class_names)} class_names")
         return self

@@ -1,6 +1,5 @@
 """Text-to-image models that diffusers' AutoPipeline loads (Stable Diffusion and its kin)."""
 
-import inspect
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ def fastest_dtype(device: str) -> str:
     """float16 on a GPU; on a CPU bfloat16 where the processor multiplies it natively, else float32."""
     if device == "cuda":
         return "float16"
-    capabilities = torch.cpu.get_capabilities()
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # not in older versions of torch
     native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
     return "bfloat16" if native else "float32"
 
@@ -48,20 +47,19 @@ class LatentDiffusion:
                 local_files_only=Path(model).is_dir(),
                 use_safetensors=True,
             ).to(self.device)
-        except (OSError, ValueError) as error:
+        except (KeyError, OSError, ValueError) as error:
             raise UserError(f"models.generator: {model!r} cannot be loaded: {error}") from error
         self._pipeline.set_progress_bar_config(disable=True)
         for part in (getattr(self._pipeline, "unet", None), getattr(self._pipeline, "vae", None)):
             if part is not None:
                 part.to(memory_format=torch.channels_last)
-        self._accepted = inspect.signature(self._pipeline.__call__).parameters
         self._settings = settings
         self._embedded: dict[str, torch.Tensor] = {}
 
     @torch.inference_mode()
     def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> NDArray[np.float32]:
         """See `Generator.generate`. Noise is drawn on the CPU, with a random generator of its own per image."""
-        arguments = self._text(prompts) | {
+        arguments: dict[str, Any] = {
             "num_inference_steps": self._settings["steps"],
             "guidance_scale": self._settings["guidance_scale"],
             "generator": [torch.Generator("cpu").manual_seed(seed) for seed in seeds],
@@ -71,7 +69,7 @@ class LatentDiffusion:
             if self._settings[side] is not None:
                 arguments[side] = self._settings[side]
         try:
-            images = self._pipeline(**arguments).images
+            images = self._pipeline(**self._text(prompts), **arguments).images
         except torch.OutOfMemoryError as error:
             torch.cuda.empty_cache()
             raise MemoryError(str(error)) from error

@@ -37,7 +37,7 @@ def create(channels: list[int]) -> AutoencoderKL:
 
 def to_tensor(images: np.ndarray) -> torch.Tensor:
     """uint8 [N, 32, 32, 3] -> float32 [N, 3, 32, 32] in -1..1, channels last."""
-    tensor = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    tensor = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
     return tensor.contiguous(memory_format=torch.channels_last)
 
 
@@ -46,7 +46,9 @@ def gradients(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return images[..., 1:] - images[..., :-1], images[..., 1:, :] - images[..., :-1, :]
 
 
-def loss(model: AutoencoderKL, images: torch.Tensor, kl: float, gradient_loss: float, notes: dict) -> torch.Tensor:
+def loss(
+    model: AutoencoderKL, images: torch.Tensor, kl: float, gradient_loss: float, notes: dict[str, float]
+) -> torch.Tensor:
     """Training loss of a batch float32 [N, 3, 32, 32]."""
     with torch.autocast("cpu", torch.bfloat16):
         posterior = model.encode(images).latent_dist
@@ -59,7 +61,8 @@ def loss(model: AutoencoderKL, images: torch.Tensor, kl: float, gradient_loss: f
     edges = torch.stack([F.mse_loss(ours, theirs) for ours, theirs in pairs]).sum()
     divergence = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum(dim=(1, 2, 3)).mean()
     notes.update(mse=squared.item(), edges=edges.item(), kl=divergence.item())
-    return squared + gradient_loss * edges + kl * divergence
+    total: torch.Tensor = squared + gradient_loss * edges + kl * divergence
+    return total
 
 
 def train(images: np.ndarray, out: Path, chosen: dict[str, Any]) -> AutoencoderKL:
@@ -84,10 +87,7 @@ def train(images: np.ndarray, out: Path, chosen: dict[str, Any]) -> AutoencoderK
             optimizer, training.learning_rate(step, chosen["lr"], chosen["warmup"], chosen["steps"])
         )
         value = loss(model, to_tensor(images[rows]), chosen["kl"], chosen["gradient_loss"], notes)
-        optimizer.zero_grad(set_to_none=True)
-        value.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        training.update(optimizer, value)
         if (step + 1) % chosen["checkpoint_every"] == 0 or step + 1 == chosen["steps"]:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
             training.save_checkpoint(out / "checkpoint.pt", state)

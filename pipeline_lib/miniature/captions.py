@@ -60,7 +60,7 @@ SEED_OFFSET = 1_000_003  # captions draw other numbers than scenes do
 
 def with_article(noun: str) -> str:
     """'ankle boot' -> 'an ankle boot'; plurals stand alone."""
-    if noun.split()[-1] in PLURALS:
+    if noun.rsplit(maxsplit=1)[-1] in PLURALS:
         return noun
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 

@@ -39,7 +39,7 @@ def model_config(vocabulary: int, width: int, text_width: int, embed_dim: int) -
     }
 
 
-def create(config: dict[str, Any]) -> torch.nn.Module:
+def create(config: dict[str, Any]) -> Any:
     """An untrained `open_clip` model."""
     from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 
@@ -48,7 +48,7 @@ def create(config: dict[str, Any]) -> torch.nn.Module:
 
 def to_tensor(images: np.ndarray) -> torch.Tensor:
     """uint8 [N, 32, 32, 3] -> float32 [N, 3, 32, 32], normalised with MEAN and STD, channels last."""
-    tensor = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    tensor = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
     return tensor.contiguous(memory_format=torch.channels_last)
 
 
@@ -59,7 +59,7 @@ def contrastive(image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor) ->
     return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.t(), targets)) / 2
 
 
-def train(found: corpus.Corpus, tokens: torch.Tensor, work: Path, chosen: dict[str, Any], vocabulary: int):  # type: ignore[no-untyped-def]
+def train(found: corpus.Corpus, tokens: torch.Tensor, work: Path, chosen: dict[str, Any], vocabulary: int) -> Any:
     """Train from the last checkpoint in `work`, if any; tokens are int64 [N, CONTEXT]. Returns model, configuration."""
     torch.manual_seed(chosen["seed"])
     config = model_config(vocabulary, chosen["width"], chosen["text_width"], chosen["embed_dim"])
@@ -86,10 +86,7 @@ def train(found: corpus.Corpus, tokens: torch.Tensor, work: Path, chosen: dict[s
             image = model.encode_image(to_tensor(found.images[rows.numpy()]), normalize=True)
             text = model.encode_text(tokens[rows], normalize=True)
         value = contrastive(image.float(), text.float(), model.logit_scale.exp())
-        optimizer.zero_grad(set_to_none=True)
-        value.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        training.update(optimizer, value)
         with torch.no_grad():
             model.logit_scale.clamp_(0, np.log(100))
         notes["loss"] = value.item()
@@ -99,7 +96,7 @@ def train(found: corpus.Corpus, tokens: torch.Tensor, work: Path, chosen: dict[s
     return model.eval(), config
 
 
-def export(model: torch.nn.Module, config: dict[str, Any], bpe: Path, out: Path) -> None:
+def export(model: Any, config: dict[str, Any], bpe: Path, out: Path) -> None:
     """Write open_clip_config.json, open_clip_model.safetensors (half precision) and the tokenizer."""
     from safetensors.torch import save_file
 
@@ -121,7 +118,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def load_clip(folder: Path | str) -> tuple[torch.nn.Module, Callable, Callable]:
+def load_clip(folder: Path | str) -> tuple[Any, Callable[..., Any], Callable[..., Any]]:
     """Load any `open_clip` folder: model (evaluation mode, float32), preprocess (PIL -> tensor), tokenizer."""
     import open_clip
 

@@ -34,10 +34,7 @@ def train(model: Any, features: torch.Tensor, tokens: torch.Tensor, chosen: dict
         with torch.autocast("cpu", torch.bfloat16):
             text = model.encode_text(tokens[rows], normalize=True)
         value = clip.contrastive(features[rows], text.float(), model.logit_scale.exp())
-        optimizer.zero_grad(set_to_none=True)
-        value.backward()
-        torch.nn.utils.clip_grad_norm_(texts, 1.0)
-        optimizer.step()
+        training.update(optimizer, value)
         with torch.no_grad():
             model.logit_scale.clamp_(0, np.log(100))
         notes["loss"] = value.item()

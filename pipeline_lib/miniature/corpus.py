@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,7 +45,7 @@ def build(
     out.mkdir(parents=True, exist_ok=True)
     images_path, text_path = out / ".images.npy", out / ".captions.jsonl"
     images = np.lib.format.open_memmap(images_path, mode="w+", dtype=np.uint8, shape=(count, 32, 32, 3))
-    with open(text_path, "w", encoding="utf-8") as stream:
+    with text_path.open("w", encoding="utf-8") as stream:
         for first in range(0, count, BLOCK):
             indices = np.arange(first, min(first + BLOCK, count))
             planned = scenes.plan(seed, indices, len(garments), plain_share)
@@ -57,13 +56,13 @@ def build(
                 for caption, (text, concepts) in zip(texts, bodies, strict=True)
             )
     images.flush()
-    os.replace(images_path, out / "images.npy")
-    os.replace(text_path, out / "captions.jsonl")
+    images_path.replace(out / "images.npy")
+    text_path.replace(out / "captions.jsonl")
 
 
 def load(folder: Path) -> Corpus:
     """Read what `build` wrote."""
-    with open(folder / "captions.jsonl", encoding="utf-8") as stream:
+    with (folder / "captions.jsonl").open(encoding="utf-8") as stream:
         rows = [json.loads(line) for line in stream]
     return Corpus(
         images=np.load(folder / "images.npy", mmap_mode="r"),

@@ -20,7 +20,7 @@ from pipeline_lib.miniature import autoencoder, corpus, training
 from pipeline_lib.miniature.clip import load_clip
 
 
-def features(visual: torch.nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
+def features(visual: Any, images: torch.Tensor) -> list[torch.Tensor]:
     """Outputs of the stem and of the first two stages for float32 [N, 3, 32, 32] in -1..1."""
     stem = visual.stem(images)
     first = visual.layer1(stem)
@@ -29,7 +29,7 @@ def features(visual: torch.nn.Module, images: torch.Tensor) -> list[torch.Tensor
 
 def loss(
     model: AutoencoderKL,
-    visual: torch.nn.Module,
+    visual: Any,
     latents: torch.Tensor,
     images: torch.Tensor,
     chosen: dict[str, Any],
@@ -51,12 +51,13 @@ def loss(
     ]
     perceived = torch.stack(ratios).mean()
     notes.update(mse=squared.item(), edges=edges.item(), features=perceived.item())
-    return squared + chosen["gradient_loss"] * edges + chosen["feature_loss"] * perceived
+    total: torch.Tensor = squared + chosen["gradient_loss"] * edges + chosen["feature_loss"] * perceived
+    return total
 
 
 def train(
     model: AutoencoderKL,
-    visual: torch.nn.Module,
+    visual: Any,
     latents: torch.Tensor,
     images: np.ndarray,
     work: Path,
@@ -88,10 +89,7 @@ def train(
         # A little noise, because the generator's latents are not perfect either.
         noisy = latents[rows].float() + chosen["latent_noise"] * torch.randn(len(rows), *latents.shape[1:])
         value = loss(model, visual, noisy / scale, autoencoder.to_tensor(images[rows.numpy()]), chosen, notes)
-        optimizer.zero_grad(set_to_none=True)
-        value.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
+        training.update(optimizer, value)
         if (step + 1) % chosen["checkpoint_every"] == 0 or step + 1 == chosen["steps"]:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
             training.save_checkpoint(work / "checkpoint.pt", state)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from pipeline_lib.datasets import fashion_mnist
-from pipeline_lib.miniature import autoencoder, captions, clip, fidelity, targets
+from pipeline_lib.miniature import autoencoder, captions, clip, fidelity, targets, training
 
 
 @torch.no_grad()
@@ -40,16 +40,14 @@ def tune(head: torch.Tensor, features: torch.Tensor, classes: torch.Tensor, scal
     optimizer = torch.optim.AdamW([head], lr=2e-3, weight_decay=0.0)
     for _ in range(300):
         value = F.cross_entropy(scale * features @ F.normalize(head, dim=-1).t(), classes)
-        optimizer.zero_grad()
-        value.backward()
-        optimizer.step()
+        training.update(optimizer, value)
     return F.normalize(head.detach(), dim=-1)
 
 
 def clip_figures(folder: Path, data: Path, shots: tuple[int, ...] = (16, 256)) -> dict[str, dict[str, float]]:
     """Per target: accuracy on validation of the zero-shot head and of heads tuned on real shots of the pool."""
     model, _, tokens = clip.load_clip(folder)
-    scale = float(model.logit_scale.exp())
+    scale = model.logit_scale.exp().item()
     images, labels, indices = fashion_mnist.load_split(data, "validation")
     pool_images, pool_labels, pool_indices = fashion_mnist.load_split(data, "pool")
     found: dict[str, dict[str, float]] = {}
@@ -73,7 +71,8 @@ def clip_figures(folder: Path, data: Path, shots: tuple[int, ...] = (16, 256)) -
 def reconstruction_figures(vae: Any, judge: Any, data: Path, count: int = 1000) -> dict[str, dict[str, float]]:
     """Per target: accuracy of the judge on real validation images and on their reconstructions."""
     images, labels, indices = fashion_mnist.load_split(data, "validation")
-    images, labels, indices = (values[:: len(labels) // count] for values in (images, labels, indices))
+    every = len(labels) // count
+    images, labels, indices = images[::every], labels[::every], indices[::every]
     found = {}
     for kind in fidelity.KINDS:
         real = targets.render(kind, images, indices)

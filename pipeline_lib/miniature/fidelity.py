@@ -65,9 +65,7 @@ def train(images: NDArray[np.uint8], labels: NDArray[np.int64], chosen: dict[str
         with torch.autocast("cpu", torch.bfloat16):
             logits = model(batch)
         value = F.cross_entropy(logits.float(), torch.from_numpy(labels[rows]))
-        optimizer.zero_grad(set_to_none=True)
-        value.backward()
-        optimizer.step()
+        training.update(optimizer, value)
         notes["loss"] = value.item()
     return model.eval()
 

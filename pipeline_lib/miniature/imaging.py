@@ -5,6 +5,8 @@ Images are arrays [N, H, W] (grey) or [N, H, W, 3] (RGB), float32 in 0..255 unle
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,18 +16,19 @@ SIZE = 32  # side of every image of the miniature study, pixels
 GARMENT = 28  # side of a Fashion-MNIST image, pixels
 
 
-def to_uint8(images: NDArray[np.floating]) -> NDArray[np.uint8]:
+def to_uint8(images: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
     """Round and clip to 0..255."""
-    return np.clip(np.rint(images), 0, 255).astype(np.uint8)
+    rounded: NDArray[np.uint8] = np.clip(np.rint(images), 0, 255).astype(np.uint8)
+    return rounded
 
 
-def pad(images: NDArray) -> NDArray:
+def pad(images: NDArray[Any]) -> NDArray[Any]:
     """[N, 28, 28] -> [N, 32, 32], black border of two pixels, same dtype."""
     margin = (SIZE - GARMENT) // 2
     return np.pad(images, ((0, 0), (margin, margin), (margin, margin)))
 
 
-def grey_to_rgb(images: NDArray) -> NDArray:
+def grey_to_rgb(images: NDArray[Any]) -> NDArray[Any]:
     """[N, H, W] -> [N, H, W, 3], same dtype."""
     return np.repeat(images[..., None], 3, axis=-1)
 
@@ -45,14 +48,14 @@ def resample_matrix(scale: Array, shift: Array, flip: NDArray[np.bool_]) -> Arra
     # A triangle filter at least one source pixel wide; wider when shrinking, so that nothing aliases.
     width = np.maximum(1.0, 1.0 / scale)[:, None, None]
     weights = np.clip(1 - distance / width, 0, None) / width
-    return weights.astype(np.float32)
+    return np.asarray(weights, np.float32)
 
 
 def place(images: NDArray[np.uint8], scale: Array, dx: Array, dy: Array, mirrored: NDArray[np.bool_]) -> Array:
     """Scale, move and mirror garments: uint8 [N, 28, 28] -> float32 [N, 32, 32]; all arguments are [N]."""
     rows = resample_matrix(scale, dy, np.zeros(len(scale), bool))
     columns = resample_matrix(scale, dx, mirrored)
-    return np.matmul(np.matmul(rows, images.astype(np.float32)), columns.transpose(0, 2, 1))
+    return np.asarray(np.matmul(np.matmul(rows, images.astype(np.float32)), columns.transpose(0, 2, 1)), np.float32)
 
 
 def sketch(grey: Array, gain: float = 1.6) -> Array:
@@ -60,7 +63,7 @@ def sketch(grey: Array, gain: float = 1.6) -> Array:
     padded = np.pad(grey, ((0, 0), (1, 1), (1, 1)), mode="edge")
     horizontal = padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2]
     vertical = padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]
-    return np.clip(255 - gain * 0.5 * np.hypot(horizontal, vertical), 0, 255).astype(np.float32)
+    return np.asarray(np.clip(255 - gain * 0.5 * np.hypot(horizontal, vertical), 0, 255), np.float32)
 
 
 _COARSE = SIZE // 4
@@ -71,7 +74,7 @@ def _upsample_matrix() -> Array:
     position = (np.arange(SIZE, dtype=np.float32) + 0.5) / 4 - 0.5
     position = np.clip(position, 0, _COARSE - 1)
     weights = np.clip(1 - np.abs(position[:, None] - np.arange(_COARSE, dtype=np.float32)), 0, None)
-    return weights.astype(np.float32)
+    return np.asarray(weights, np.float32)
 
 
 def low_resolution(rgb: Array) -> Array:
@@ -106,7 +109,7 @@ def backdrop(pattern: NDArray[np.int64], colour: Array, second: Array, phase: Ar
     chosen = pattern[:, None, None]
     blend = np.select([chosen == 1, chosen == 2, chosen == 3], [striped, gradient, spotted], default=0.0)
     blend = blend[..., None].astype(np.float32)
-    return (1 - blend) * colour[:, None, None, :] + blend * second[:, None, None, :]
+    return np.asarray((1 - blend) * colour[:, None, None, :] + blend * second[:, None, None, :], np.float32)
 
 
 PATTERNS = ("plain", "striped", "shaded", "spotted")
@@ -147,4 +150,4 @@ def paint(garment: Array, colour: Array, background: Array) -> Array:
     cloth = garment * np.where(black[:, None, None], 1, 1 - transparent[..., 0])
     for channel in range(3):
         images[..., channel] += cloth * tint[:, channel, None, None]
-    return images
+    return np.asarray(images, np.float32)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 import torch
@@ -26,7 +25,7 @@ def main() -> None:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     temporary = args.out.with_name(f".{args.out.name}")
     save_file({"latents": latents.contiguous()}, temporary)
-    os.replace(temporary, args.out)
+    temporary.replace(args.out)
 
 
 if __name__ == "__main__":

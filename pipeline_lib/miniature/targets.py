@@ -110,9 +110,7 @@ def select(kind: str, labels: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDA
     return rows, lookup[labels[rows]]
 
 
-def render(
-    kind: str, images: NDArray[np.uint8], indices: NDArray[np.int64] | None = None
-) -> NDArray[np.uint8]:
+def render(kind: str, images: NDArray[np.uint8], indices: NDArray[np.int64] | None = None) -> NDArray[np.uint8]:
     """Show photographs as one target does: uint8 [N, 28, 28] -> uint8 [N, 32, 32, 3].
 
     Args:

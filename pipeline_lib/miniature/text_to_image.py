@@ -62,7 +62,8 @@ class Denoiser(torch.nn.Module):
     def forward(self, noisy: torch.Tensor, timesteps: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """Predicted v, [N, 4, 8, 8]; timesteps int64 [N]; tokens int64 [N, CONTEXT]."""
         states = self.text(input_ids=tokens).last_hidden_state
-        return self.unet(noisy, timesteps, encoder_hidden_states=states, return_dict=False)[0]
+        predicted: torch.Tensor = self.unet(noisy, timesteps, encoder_hidden_states=states, return_dict=False)[0]
+        return predicted
 
 
 def scheduler() -> DPMSolverMultistepScheduler:
@@ -93,7 +94,9 @@ def loss(
         predicted = model(noisy.contiguous(memory_format=torch.channels_last), times, tokens)
     snr = alphas[times] / (1 - alphas[times])
     weight = snr.clamp(max=MIN_SNR_GAMMA) / (snr + 1)
-    return (weight * (predicted.float() - target).square().mean(dim=(1, 2, 3))).mean() / weight.mean()
+    squared = (predicted.float() - target).square().mean(dim=(1, 2, 3))
+    average: torch.Tensor = (weight * squared).mean() / weight.mean()
+    return average
 
 
 def train(latents: torch.Tensor, tokens: torch.Tensor, vocabulary: int, work: Path, chosen: dict[str, Any]) -> Denoiser:
@@ -129,10 +132,7 @@ def train(latents: torch.Tensor, tokens: torch.Tensor, vocabulary: int, work: Pa
             training.trapezoid(step, chosen["lr"], chosen["warmup"], chosen["steps"], chosen["cooldown"]),
         )
         value = loss(model, latents[rows].float(), tokens[words], alphas)
-        optimizer.zero_grad(set_to_none=True)
-        value.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        training.update(optimizer, value)
         decay = min(chosen["ema"], (step + 1) / (step + 10))
         torch._foreach_lerp_(average, [value.detach() for value in model.parameters()], 1 - decay)
         smooth += (value.item() - smooth) * max(0.01, 1 / (step - first + 1))

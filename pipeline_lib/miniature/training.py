@@ -48,22 +48,31 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
         group["lr"] = value
 
 
+def update(optimizer: torch.optim.Optimizer, value: torch.Tensor) -> None:
+    """One step down the gradient of `value`, whose norm is clipped to 1."""
+    optimizer.zero_grad(set_to_none=True)
+    torch.autograd.backward(value)
+    torch.nn.utils.clip_grad_norm_([weight for group in optimizer.param_groups for weight in group["params"]], 1.0)
+    optimizer.step()
+
+
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write atomically: temporary name in the same folder, fsync, rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "wb") as stream:
+    with temporary.open("wb") as stream:
         torch.save(state, stream)
         stream.flush()
         os.fsync(stream.fileno())
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any] | None:
     """The last checkpoint, or None where there is none yet."""
     if not path.is_file():
         return None
-    return torch.load(path, map_location="cpu", weights_only=True)
+    found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return found
 
 
 def batch_rows(seed: int, step: int, batch: int, count: int) -> torch.Tensor:

@@ -55,7 +55,7 @@ def sources(concepts: list[list[str]], seed: int) -> list[str]:
     return inputs
 
 
-def train(found: corpus.Corpus, bpe: Path, work: Path, chosen: dict[str, Any]):  # type: ignore[no-untyped-def]
+def train(found: corpus.Corpus, bpe: Path, work: Path, chosen: dict[str, Any]) -> Any:
     """Train from the last checkpoint in `work`, if any. Returns model and tokenizer."""
     torch.manual_seed(chosen["seed"])
     words = tokenizer.t5_tokenizer(bpe)
@@ -66,9 +66,7 @@ def train(found: corpus.Corpus, bpe: Path, work: Path, chosen: dict[str, Any]): 
         truncation=True,
         return_tensors="pt",
     )
-    outputs = words(
-        found.bodies, padding="max_length", max_length=TARGET_LENGTH, truncation=True, return_tensors="pt"
-    )
+    outputs = words(found.bodies, padding="max_length", max_length=TARGET_LENGTH, truncation=True, return_tensors="pt")
     labels = outputs["input_ids"].masked_fill(outputs["input_ids"] == words.pad_token_id, -100)
     model = create(len(words), chosen["width"], chosen["layers"]).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=chosen["lr"], weight_decay=0.01)
@@ -86,10 +84,7 @@ def train(found: corpus.Corpus, bpe: Path, work: Path, chosen: dict[str, Any]): 
         value = model(
             input_ids=inputs["input_ids"][rows], attention_mask=inputs["attention_mask"][rows], labels=labels[rows]
         ).loss
-        optimizer.zero_grad(set_to_none=True)
-        value.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        training.update(optimizer, value)
         notes["loss"] = value.item()
         if (step + 1) % chosen["checkpoint_every"] == 0 or step + 1 == chosen["steps"]:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}

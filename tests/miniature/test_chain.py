@@ -136,7 +136,7 @@ def test_text_to_image_loads_through_diffusers(built: Path) -> None:
     assert images.shape == (3, 32, 32, 3)
     again = evaluation.sample(pipeline, ["a photo of a bag"] * 2, seed=1, steps=2, guidance=2.0)
     assert np.abs(images[:2].astype(int) - again).max() <= 1  # independent of the batch
-    other = AutoPipelineForImage2Image.from_pretrained(built / "t2i", safety_checker=None)
+    other = AutoPipelineForImage2Image.from_pretrained(built / "t2i", safety_checker=None, torch_dtype=torch.float32)
     other.set_progress_bar_config(disable=True)
     made = other(["a bag"], image=torch.zeros(1, 3, 32, 32), strength=0.5, num_inference_steps=4, output_type="np")
     assert made.images.shape == (1, 32, 32, 3)

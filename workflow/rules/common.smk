@@ -2,9 +2,11 @@
 # STORE/specs/KEY.json, written when a run starts. Inputs are `ancient`: a path names its content, so an artifact is
 # made when it is missing and never because of a time stamp.
 
+import re
 import shlex
 import sys
 import time
+from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
@@ -31,13 +33,25 @@ SAMPLE_JOBS = {f"{dataset}.{strategy}": PLAN.samples(dataset, strategy) for data
 wildcard_constraints:
     key="[0-9a-f]{16}",
     name=r"[a-z0-9_]+(\.[a-z0-9_]+)*",
-    sheet="|".join(SAMPLE_JOBS),
+    sheet="|".join(map(re.escape, SAMPLE_JOBS)),
     table="|".join(PLAN.tables),
 
 
 def inputs(wildcards):
     """Paths of the artifacts that the job with this key reads."""
     return ancient(PLAN.inputs(wildcards.key))
+
+
+def result_inputs(artifact, result):
+    """Paths that a table or picture is made from.
+
+    A result's name does not say which configuration made it. Where one is there that is not the planned one, a file that
+    is newer than it joins the inputs, so that it is made again.
+    """
+    paths = [ancient(path) for path in PLAN.inputs(artifact.short_key)]
+    if Path(result).exists() and not PLAN.store.is_current(Path(result), artifact):
+        paths.append(PLAN.store.mark_outdated(artifact))
+    return paths
 
 
 onstart:

@@ -3,10 +3,10 @@
 
 rule tables:
     input:
-        ancient(lambda wildcards: PLAN.inputs(PLAN.tables[wildcards.table].short_key)),
-        sheets=lambda wildcards: [
-            f"{RESULTS}/samples/{dataset}.{strategy}.png" for dataset, strategy in PLAN.sample_sheets(wildcards.table)
-        ],
+        lambda wildcards: result_inputs(PLAN.tables[wildcards.table], f"{RESULTS}/{wildcards.table}.csv"),
+        sheets=lambda wildcards: ancient(
+            [f"{RESULTS}/samples/{name}.{strategy}.png" for name, strategy in PLAN.sample_sheets(wildcards.table)]
+        ),
     output:
         csv=f"{RESULTS}/{{table}}.csv",
         markdown=f"{RESULTS}/{{table}}.md",
@@ -21,7 +21,7 @@ rule tables:
 
 rule samples:
     input:
-        ancient(lambda wildcards: PLAN.inputs(SAMPLE_JOBS[wildcards.sheet].short_key)),
+        lambda wildcards: result_inputs(SAMPLE_JOBS[wildcards.sheet], f"{RESULTS}/samples/{wildcards.sheet}.png"),
     output:
         f"{RESULTS}/samples/{{sheet}}.png",
     log:
