@@ -51,6 +51,7 @@ BAD: dict[str, tuple[dict[str, Any], list[str]]] = {
     "unknown strategy": ({"prompts__strategy": "best"}, ["prompts.strategy", "'best'", "language_enhancement"]),
     "unknown loss": ({"tuning__loss": "mse"}, ["tuning.loss", "'mse'", "'ce'", "'sce'"]),
     "unknown split": ({"evaluation__split": "train"}, ["evaluation.split", "'train'", "test", "validation"]),
+    "validation images of a folder": ({"evaluation__split": "validation"}, ["evaluation.split", "shapes", "test"]),
     "threshold 0": ({"clip_filter__threshold": 0}, ["clip_filter.threshold", "0", "greater than 0", "1/N"]),
     "threshold 1": ({"clip_filter__threshold": 1}, ["clip_filter.threshold", "1", "less than 1"]),
     "threshold 1.5": ({"clip_filter__threshold": 1.5}, ["clip_filter.threshold", "1.5", "less than 1"]),

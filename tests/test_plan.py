@@ -30,11 +30,11 @@ def shards(plan: Plan, dataset: str, strategy: str = "basic") -> dict[str, list[
     return by_class
 
 
-def shipped(folder: Path) -> Plan:
+def shipped(folder: Path, *overlays: Path) -> Plan:
     """The plan of params.yaml, with models that can be planned with."""
     overlay = {"models": fake_models(folder), "store": str(folder / "store")}
     (folder / "models.yaml").write_text(yaml.safe_dump(overlay))
-    return Plan(read_config(REPOSITORY / "params.yaml", folder / "models.yaml"))
+    return Plan(read_config(REPOSITORY / "params.yaml", folder / "models.yaml", *overlays))
 
 
 @pytest.fixture
@@ -226,7 +226,6 @@ CHANGES: dict[str, tuple[dict[str, Any], set[str]]] = {
     "tuning seeds": ({"tuning__seeds": [0, 1, 2]}, AFTER_MANIFESTS),
     "soft target temperature": ({"tuning__temperature": 3.0}, AFTER_MANIFESTS),
     "resamples": ({"evaluation__bootstrap_resamples": 200}, {"metrics", "tables"}),
-    "split": ({"evaluation__split": "validation"}, {"datasets", "embeddings", "predictions", "metrics", "tables"}),
     "study": ({"study": "other"}, {"tables"}),
     "run seed": ({"seed": 1}, {"prompts", "images", *AFTER_IMAGES}),
     "guidance": ({"images__guidance_scale": 1.0}, {"images", *AFTER_IMAGES}),
@@ -248,6 +247,16 @@ def test_a_change_reaches_what_depends_on_it_and_nothing_else(params: Params, na
     before, after = paths(params), paths(changed(params, **change))
     assert {path.split("/")[0] for path in after - before} == stages
     assert paths(changed(params)) == before
+
+
+def test_another_split_changes_what_is_computed_on_it(tmp_path: Path):
+    """Validation images are other images; everything up to the tuned heads stays."""
+    plans = []
+    for split in ("test", "validation"):
+        (tmp_path / "split.yaml").write_text(f"evaluation: {{split: {split}}}\n")
+        plans.append(shipped(tmp_path, tmp_path / "split.yaml"))
+    added = plans[1].reached() - plans[0].reached()
+    assert {path.split("/")[0] for path in added} == {"datasets", "embeddings", "predictions", "metrics", "tables"}
 
 
 @pytest.mark.parametrize("name", ["run seed", "template", "guidance", "steps", "format"])

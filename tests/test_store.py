@@ -127,9 +127,8 @@ def test_location_and_inputs_are_not_part_of_the_key():
 
 def test_spec_file_round_trip():
     """A spec file gives back the artifact with its units, path and location."""
-    unit = Artifact(
-        "images/c/recipe", {"stage": "images", "start": 0}, ".parquet", ("p",), {"batch_size": 2}, "000-002"
-    )
+    spec = {"stage": "images", "start": 0}
+    unit = Artifact("images/c/recipe", spec, ".parquet", ("p",), location={"batch_size": 2}, file_name="000-002")
     whole = Artifact("images/sets/c", {"set": "images", "members": [unit.path]}, ".json", ("q",), members=(unit,))
     again = Artifact.from_json(json.loads(json.dumps(whole.as_json())))
     assert again.as_json() == whole.as_json()

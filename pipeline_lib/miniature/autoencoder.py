@@ -70,7 +70,7 @@ def train(images: np.ndarray, out: Path, chosen: dict[str, Any]) -> AutoencoderK
     torch.manual_seed(chosen["seed"])
     model = create(chosen["channels"]).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=chosen["lr"], weight_decay=1e-4, betas=(0.9, 0.99))
-    found = training.load_checkpoint(out / "checkpoint.pt")
+    found = training.load_checkpoint(out / "checkpoint.pt", chosen)
     first = 0
     if found:
         model.load_state_dict(found["model"])
@@ -90,7 +90,7 @@ def train(images: np.ndarray, out: Path, chosen: dict[str, Any]) -> AutoencoderK
         training.update(optimizer, value)
         if (step + 1) % chosen["checkpoint_every"] == 0 or step + 1 == chosen["steps"]:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
-            training.save_checkpoint(out / "checkpoint.pt", state)
+            training.save_checkpoint(out / "checkpoint.pt", state, chosen)
     return model.eval()
 
 
@@ -121,7 +121,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     images = corpus.load(args.corpus).images
-    model = train(images, args.work, training.settings(args.settings, "autoencoder"))
+    chosen = training.settings_for(args.settings, "autoencoder", [args.corpus / "captions.jsonl"])
+    model = train(images, args.work, chosen)
     export(model, images, args.out)
 
 

@@ -49,7 +49,14 @@ def card(title: str, folder: Path, sections: list[tuple[str, str]], used: dict[s
     return "\n".join(parts) + "\n"
 
 
-def contact_sheet(images: NDArray[np.uint8], columns: int, zoom: int = 2) -> Image.Image:
+def times(read: Any, stages: tuple[str, ...]) -> str:
+    """How long the trainings of the shipped weights took."""
+    measured = read("measured")
+    minutes = ", ".join(f"{stage} {measured['minutes'][stage]}" for stage in stages)
+    return f" Minutes taken for the shipped weights: {minutes}; on {measured['hardware']}."
+
+
+def contact_sheet(images: NDArray[np.uint8], columns: int, zoom: int = 1) -> Image.Image:
     """Images uint8 [N, 32, 32, 3] in rows of `columns`."""
     rows = len(images) // columns
     grid = images[: rows * columns].reshape(rows, columns, 32, 32, 3).transpose(0, 2, 1, 3, 4)
@@ -75,7 +82,8 @@ def write_clip(folder: Path, data: Path, read: Any) -> None:
             "Training",
             "Contrastive, in two phases: both encoders on the `web` corpus; then the image encoder locked and the text "
             "encoder trained on the `loose` corpus, where class names are also given to similar garments. So image "
-            "features are good and class prompts only roughly right, which is what classifier tuning mends.",
+            "features are good and class prompts only roughly right, which is what classifier tuning mends."
+            + times(read, ("clip", "clip_text")),
         ),
         ("Accuracy on validation", table(figures)),
     ]
@@ -108,7 +116,11 @@ def write_word_to_sentence(folder: Path, read: Any) -> None:
             "order garment, background, joined by `, `; output: a caption without its medium. Sample with top-p 0.95.",
         ),
         ("Data", DATA),
-        ("Training", "Cross-entropy from random subsets of a caption's concept words to the caption."),
+        (
+            "Training",
+            "Cross-entropy from random subsets of a caption's concept words to the caption."
+            + times(read, ("word_to_sentence",)),
+        ),
         ("Examples", "\n".join(lines)),
     ]
     text = card("Miniature word-to-sentence (T5)", folder, sections, used)
@@ -140,7 +152,7 @@ def write_text_to_image(folder: Path, judge: Path, data: Path, read: Any) -> Non
             "Training",
             "Autoencoder (squared error, gradients, tiny KL); decoder trained on with the encoder frozen and a loss on "
             "CLIP's early features; UNet and text encoder by v-prediction on cached latents, min-SNR weights, cosine "
-            "schedule, averaged weights.",
+            "schedule, averaged weights." + times(read, ("autoencoder", "latents", "decoder", "text_to_image")),
         ),
         ("Autoencoder: what a judge recognises in validation images", table(reconstructed)),
         (f"Generator: {advice['steps']} steps, guidance {advice['guidance']}, 20 images per class", table(generated)),

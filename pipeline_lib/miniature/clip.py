@@ -71,7 +71,7 @@ def train(found: corpus.Corpus, tokens: torch.Tensor, work: Path, chosen: dict[s
         lr=chosen["lr"],
         betas=(0.9, 0.98),
     )
-    saved = training.load_checkpoint(work / "checkpoint.pt")
+    saved = training.load_checkpoint(work / "checkpoint.pt", chosen)
     first = 0
     if saved:
         model.load_state_dict(saved["model"])
@@ -92,7 +92,7 @@ def train(found: corpus.Corpus, tokens: torch.Tensor, work: Path, chosen: dict[s
         notes["loss"] = value.item()
         if (step + 1) % chosen["checkpoint_every"] == 0 or step + 1 == chosen["steps"]:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
-            training.save_checkpoint(work / "checkpoint.pt", state)
+            training.save_checkpoint(work / "checkpoint.pt", state, chosen)
     return model.eval(), config
 
 
@@ -139,7 +139,7 @@ def main() -> None:
     found = corpus.load(args.corpus)
     words = tokenizer.clip_tokenizer(args.tokenizer)
     ids = words(found.captions, padding="max_length", max_length=tokenizer.CONTEXT, truncation=True)["input_ids"]
-    chosen = training.settings(args.settings, "clip")
+    chosen = training.settings_for(args.settings, "clip", [args.corpus / "captions.jsonl", args.tokenizer / "bpe.json"])
     model, config = train(found, torch.tensor(ids), args.work, chosen, len(words))
     export(model, config, args.tokenizer, args.out)
 

@@ -71,7 +71,7 @@ def train(
         part.requires_grad_(True)
     parameters = [value for part in trained for value in part.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=chosen["lr"], weight_decay=1e-4, betas=(0.9, 0.99))
-    saved = training.load_checkpoint(work / "checkpoint.pt")
+    saved = training.load_checkpoint(work / "checkpoint.pt", chosen)
     first = 0
     if saved:
         model.load_state_dict(saved["model"])
@@ -92,7 +92,7 @@ def train(
         training.update(optimizer, value)
         if (step + 1) % chosen["checkpoint_every"] == 0 or step + 1 == chosen["steps"]:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
-            training.save_checkpoint(work / "checkpoint.pt", state)
+            training.save_checkpoint(work / "checkpoint.pt", state, chosen)
     return model.eval()
 
 
@@ -115,7 +115,7 @@ def main() -> None:
         load_file(args.latents)["latents"],
         corpus.load(args.corpus).images,
         args.work,
-        training.settings(args.settings, "decoder"),
+        training.settings_for(args.settings, "decoder", [args.latents, args.clip / "open_clip_model.safetensors"]),
     )
     model.half().save_pretrained(args.out)
 

@@ -8,6 +8,7 @@ for classifier-free guidance (Ho and Salimans, 2022), exponential moving average
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ def train(latents: torch.Tensor, tokens: torch.Tensor, vocabulary: int, work: Pa
     model = model.to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=chosen["lr"], weight_decay=0.01, betas=(0.9, 0.99))
     average = [value.detach().clone() for value in model.parameters()]
-    saved = training.load_checkpoint(work / "checkpoint.pt")
+    saved = training.load_checkpoint(work / "checkpoint.pt", chosen, free=("steps", "cooldown"))
     first = 0
     if saved:
         model.load_state_dict(saved["model"])
@@ -139,7 +140,7 @@ def train(latents: torch.Tensor, tokens: torch.Tensor, vocabulary: int, work: Pa
         notes["loss"] = smooth
         if (step + 1) % chosen["checkpoint_every"] == 0 or step + 1 == chosen["steps"]:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "average": average}
-            training.save_checkpoint(work / "checkpoint.pt", {**state, "step": step + 1})
+            training.save_checkpoint(work / "checkpoint.pt", {**state, "step": step + 1}, chosen)
     return averaged(model, average)
 
 
@@ -164,6 +165,10 @@ def export(model: Denoiser, autoencoder: Path, bpe: Path, out: Path) -> None:
         requires_safety_checker=False,
     )
     pipeline.to(torch.float16).save_pretrained(out)
+    # diffusers writes down where the autoencoder came from: a path that means nothing elsewhere.
+    config = out / "vae" / "config.json"
+    kept = {name: value for name, value in json.loads(config.read_text()).items() if name != "_name_or_path"}
+    config.write_text(json.dumps(kept, indent=2) + "\n")
 
 
 def main() -> None:
@@ -178,11 +183,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--export-only", action="store_true", help="write the last checkpoint, train no further")
     args = parser.parse_args()
-    chosen = training.settings(args.settings, "text_to_image")
+    chosen = training.settings_for(
+        args.settings, "text_to_image", [args.latents, args.corpus / "captions.jsonl", args.tokenizer / "bpe.json"]
+    )
     words = tokenizer.clip_tokenizer(args.tokenizer)
     if args.export_only:
         model = Denoiser(len(words), chosen["channels"], chosen["text_width"], chosen["text_layers"])
-        saved = training.load_checkpoint(args.work / "checkpoint.pt")
+        saved = training.load_checkpoint(args.work / "checkpoint.pt", chosen, free=("steps", "cooldown"))
         if saved is None:
             raise SystemExit(f"no checkpoint in {args.work}: train first")
         model.load_state_dict(saved["model"])

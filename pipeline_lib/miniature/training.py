@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
 import sys
@@ -24,6 +26,14 @@ def settings(path: Path, section: str) -> dict[str, Any]:
             raise ValueError(f"{path} has no section {section!r} ({name!r} is missing)")
         found = found[name]
     return dict(found)
+
+
+def settings_for(path: Path, section: str, inputs: list[Path]) -> dict[str, Any]:
+    """Settings of a training with the digest of its inputs, so that no checkpoint outlives what it learned from."""
+    digest = hashlib.sha256()
+    for file in inputs:
+        digest.update(file.read_bytes())
+    return {**settings(path, section), "inputs": digest.hexdigest()}
 
 
 def learning_rate(step: int, peak: float, warmup: int, steps: int) -> float:
@@ -56,22 +66,33 @@ def update(optimizer: torch.optim.Optimizer, value: torch.Tensor) -> None:
     optimizer.step()
 
 
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write atomically: temporary name in the same folder, fsync, rename."""
+def save_checkpoint(path: Path, state: dict[str, Any], chosen: dict[str, Any]) -> None:
+    """Write a checkpoint and the settings it was made with, atomically: temporary name, fsync, rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with temporary.open("wb") as stream:
-        torch.save(state, stream)
+        torch.save({**state, "settings": json.dumps(chosen, sort_keys=True)}, stream)
         stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(path)
 
 
-def load_checkpoint(path: Path) -> dict[str, Any] | None:
-    """The last checkpoint, or None where there is none yet."""
+def load_checkpoint(path: Path, chosen: dict[str, Any], free: tuple[str, ...] = ()) -> dict[str, Any] | None:
+    """The last checkpoint, or None where there is none or it was made with other settings (said on stderr).
+
+    Args:
+        chosen: the settings of this run.
+        free: settings that may differ, beside `checkpoint_every` and `compile`.
+    """
     if not path.is_file():
         return None
     found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    before = json.loads(found["settings"])
+    free = (*free, "checkpoint_every", "compile")
+    differing = sorted(name for name in {*before, *chosen} if name not in free and before.get(name) != chosen.get(name))
+    if differing:
+        print(f"{path} was made with other settings ({', '.join(differing)}): starting anew", file=sys.stderr)
+        return None
     return found
 
 

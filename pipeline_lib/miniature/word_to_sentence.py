@@ -70,7 +70,7 @@ def train(found: corpus.Corpus, bpe: Path, work: Path, chosen: dict[str, Any]) -
     labels = outputs["input_ids"].masked_fill(outputs["input_ids"] == words.pad_token_id, -100)
     model = create(len(words), chosen["width"], chosen["layers"]).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=chosen["lr"], weight_decay=0.01)
-    saved = training.load_checkpoint(work / "checkpoint.pt")
+    saved = training.load_checkpoint(work / "checkpoint.pt", chosen)
     first = 0
     if saved:
         model.load_state_dict(saved["model"])
@@ -88,7 +88,7 @@ def train(found: corpus.Corpus, bpe: Path, work: Path, chosen: dict[str, Any]) -
         notes["loss"] = value.item()
         if (step + 1) % chosen["checkpoint_every"] == 0 or step + 1 == chosen["steps"]:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
-            training.save_checkpoint(work / "checkpoint.pt", state)
+            training.save_checkpoint(work / "checkpoint.pt", state, chosen)
     return model.eval(), words
 
 
@@ -101,7 +101,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    chosen = training.settings(args.settings, "word_to_sentence")
+    chosen = training.settings_for(
+        args.settings, "word_to_sentence", [args.corpus / "captions.jsonl", args.tokenizer / "bpe.json"]
+    )
     model, words = train(corpus.load(args.corpus), args.tokenizer, args.work, chosen)
     model.half().save_pretrained(args.out)
     words.save_pretrained(args.out)

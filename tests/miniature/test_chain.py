@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,19 @@ GENERATOR = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """So small models are fastest on one thread, whatever else the machine does."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def built(garments: tuple, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A corpus of 48 scenes and its tokenizer."""
     folder = tmp_path_factory.mktemp("miniature")
-    torch.set_num_threads(2)
     corpus.build(*garments, folder / "corpus", seed=1, count=48, plain_share=0.5, noise=0.1, loose=True)
     tokenizer.save(folder / "bpe", *tokenizer.train(corpus.load(folder / "corpus").captions, 200))
     return folder
@@ -145,15 +154,15 @@ def test_text_to_image_loads_through_diffusers(built: Path) -> None:
 def test_training_resumes_where_it_stopped(built: Path, tmp_path: Path) -> None:
     images = corpus.load(built / "corpus").images
     whole = autoencoder.train(images, tmp_path / "whole", AUTOENCODER)
-    state = training.load_checkpoint(tmp_path / "whole" / "checkpoint.pt")
+    state = training.load_checkpoint(tmp_path / "whole" / "checkpoint.pt", AUTOENCODER)
     assert state is not None
     assert state["step"] == 3
 
     class StoppedError(Exception):
         pass
 
-    def stop(path: Path, state: dict[str, Any]) -> None:
-        original(path, state)
+    def stop(path: Path, state: dict[str, Any], chosen: dict[str, Any]) -> None:
+        original(path, state, chosen)
         raise StoppedError
 
     original = training.save_checkpoint
@@ -165,6 +174,17 @@ def test_training_resumes_where_it_stopped(built: Path, tmp_path: Path) -> None:
     for name, value in whole.state_dict().items():
         assert torch.allclose(value, resumed.state_dict()[name], atol=1e-6), name
     assert [path.name for path in (tmp_path / "parts").iterdir()] == ["checkpoint.pt"]
+
+
+def test_checkpoints_of_other_settings_are_not_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    training.save_checkpoint(tmp_path / "c.pt", {"step": 5}, {"lr": 1.0, "steps": 9, "compile": True})
+    assert training.load_checkpoint(tmp_path / "missing.pt", {}) is None
+    assert training.load_checkpoint(tmp_path / "c.pt", {"lr": 2.0, "steps": 9}) is None
+    assert "other settings (lr)" in capsys.readouterr().err
+    assert training.load_checkpoint(tmp_path / "c.pt", {"lr": 1.0, "steps": 8}) is None
+    found = training.load_checkpoint(tmp_path / "c.pt", {"lr": 1.0, "steps": 8}, free=("steps",))
+    assert found is not None
+    assert found["step"] == 5
 
 
 def test_judge_is_saved_and_loaded(garments: tuple, tmp_path: Path) -> None:

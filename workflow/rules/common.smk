@@ -58,6 +58,13 @@ onstart:
     PLAN.store.write_specs(PLAN.jobs.values())
 
 
+def outdated_results():
+    """Results that are there but not made by this configuration, because nobody asked for them."""
+    planned = {f"{RESULTS}/{name}.csv": table for name, table in PLAN.tables.items()}
+    planned |= {f"{RESULTS}/samples/{sheet}.png": job for sheet, job in SAMPLE_JOBS.items()}
+    return [path for path, job in planned.items() if Path(path).exists() and not PLAN.store.is_current(Path(path), job)]
+
+
 onsuccess:
     print(timings.summary(PLAN.store.root / "timings.jsonl", since=STARTED), file=sys.stderr)
     print(
@@ -66,3 +73,5 @@ onsuccess:
         f"Images:   {STORE}/images/*/*/*.parquet (python -m pipeline_lib show PATH says how each was made)",
         file=sys.stderr,
     )
+    if outdated_results():
+        print("Of another configuration, ask for them again:", *outdated_results(), file=sys.stderr)

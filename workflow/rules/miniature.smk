@@ -1,6 +1,6 @@
 # The miniature study's small models: `snakemake miniature_models` makes them again from Fashion-MNIST and
 # pipeline_lib/miniature/settings.yaml (about two hours on two cores). Their weights ship with the repository, so no
-# other rule asks for these files.
+# other rule asks for these files. To ship new ones, copy build/miniature/weights over pipeline_lib/miniature/weights.
 
 MINIATURE = "build/miniature"
 MINIATURE_SETTINGS = "pipeline_lib/miniature/settings.yaml"
