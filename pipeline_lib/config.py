@@ -45,7 +45,9 @@ class LanguageEnhancement(_Section):
     asked: Positive
     """Sentences sampled per class."""
     kept: Positive
-    """Unique sentences kept per class; images cycle through them."""
+    """Unique sentences kept per class at the most; images cycle through them."""
+    at_least: Positive
+    """Fewer unique sentences than this, after several rounds of asking, are an error."""
     top_p: Annotated[float, Field(gt=0, le=1)]
     """Nucleus sampling: the probability mass sampled from."""
     temperature: Annotated[float, Field(gt=0)]
@@ -57,6 +59,8 @@ class LanguageEnhancement(_Section):
     def _enough(self) -> "LanguageEnhancement":
         if self.kept > self.asked:
             raise ValueError(f"kept ({self.kept}) must be at most asked ({self.asked})")
+        if self.at_least > self.kept:
+            raise ValueError(f"at_least ({self.at_least}) must be at most kept ({self.kept})")
         return self
 
 

@@ -55,18 +55,21 @@ def unique_sentences(
     *,
     asked: int,
     kept: int,
+    at_least: int,
     require_class_name: bool,
 ) -> Sentences:
-    """Sample `asked` sentences per round until `kept` unique ones are there; at most `MAX_ROUNDS` rounds.
+    """Sample `asked` sentences per round until `kept` unique ones are there; at most `MAX_ROUNDS` rounds, and no more
+    than one that brings nothing new once `at_least` are there.
 
     `sample(round)` gives one round's sentences. Duplicates are found after folding case and white space; the first
     form stays. With `require_class_name`, sentences that lost the class name are dropped; they are counted either way.
 
-    Raises `UserError` where the sentences do not suffice.
+    Raises `UserError` where fewer than `at_least` unique sentences came.
     """
     unique: dict[str, str] = {}
     n_sampled = n_duplicates = n_lost = 0
     for number in range(MAX_ROUNDS):
+        n_before = len(unique)
         for raw in sample(number):
             sentence = " ".join(raw.split())
             n_sampled += 1
@@ -78,12 +81,14 @@ def unique_sentences(
                 n_duplicates += 1
             else:
                 unique[fold(sentence)] = sentence
-        if len(unique) >= kept:
-            return Sentences(tuple(unique.values())[:kept], n_sampled, n_duplicates, n_lost)
+        if len(unique) >= kept or (len(unique) == n_before and len(unique) >= at_least):
+            break
+    if len(unique) >= at_least:
+        return Sentences(tuple(unique.values())[:kept], n_sampled, n_duplicates, n_lost)
     raise UserError(
         f"language enhancement: {MAX_ROUNDS} rounds of {asked} sentences for {class_name!r} gave {len(unique)} unique "
-        f"ones, {kept} are asked for ({n_duplicates} duplicates, {n_lost} without the class name"
-        f"{', dropped' if require_class_name else ''}); lower prompts.language_enhancement.kept or raise temperature"
+        f"ones, at least {at_least} are needed ({n_duplicates} duplicates, {n_lost} without the class name"
+        f"{', dropped' if require_class_name else ''}); lower prompts.language_enhancement.at_least or raise temperature"
     )
 
 
@@ -143,6 +148,7 @@ def class_prompts(spec: Mapping[str, Any], model: SentenceModel | None) -> tuple
         class_name,
         asked=spec["asked"],
         kept=spec["kept"],
+        at_least=spec["at_least"],
         require_class_name=spec["require_class_name"],
     )
     counts = {

@@ -71,6 +71,7 @@ def small_params(models: dict[str, str], images: Path, store: Path | str = "stor
             "language_enhancement": {
                 "asked": 4,
                 "kept": 2,
+                "at_least": 2,
                 "top_p": 0.95,
                 "temperature": 1.0,
                 "require_class_name": False,  # the tiny model writes noise

@@ -35,7 +35,9 @@ class FakeSampler:
 
 def sentences(*rounds: list[str], kept: int = 2, require_class_name: bool = True, name: str = "Ankle boot") -> Any:
     sampler = FakeSampler(*rounds)
-    return unique_sentences(sampler, name, asked=4, kept=kept, require_class_name=require_class_name), sampler
+    return unique_sentences(
+        sampler, name, asked=4, kept=kept, at_least=kept, require_class_name=require_class_name
+    ), sampler
 
 
 # --- the basic prompt -------------------------------------------------------------------------------------------------
@@ -114,11 +116,27 @@ def test_too_few_unique_sentences_end_in_a_user_error():
     """After a bounded number of rounds the message gives the counts and the remedy."""
     sampler = FakeSampler(*[["ankle boot", "a boot"]] * 100)
     with pytest.raises(UserError) as caught:
-        unique_sentences(sampler, "Ankle boot", asked=2, kept=3, require_class_name=True)
+        unique_sentences(sampler, "Ankle boot", asked=2, kept=3, at_least=3, require_class_name=True)
     assert sampler.asked == MAX_ROUNDS
     message = str(caught.value)
-    for word in ("'Ankle boot'", "gave 1 unique", "3 are asked for", "4 duplicates", "5 without", "dropped", "kept"):
+    for word in (
+        "'Ankle boot'",
+        "gave 1 unique",
+        "at least 3 are needed",
+        "4 duplicates",
+        "5 without",
+        "dropped",
+        "at_least",
+    ):
         assert word in message
+
+
+def test_asking_ends_when_a_round_brings_nothing_new():
+    """With `at_least` there, a round of duplicates is the last; what is there is kept."""
+    sampler = FakeSampler(["ankle boot 1", "ankle boot 2"], *[["ankle boot 1", "ankle boot 2"]] * 100)
+    found = unique_sentences(sampler, "Ankle boot", asked=2, kept=9, at_least=2, require_class_name=True)
+    assert found.kept == ("ankle boot 1", "ankle boot 2")
+    assert sampler.asked == 2
 
 
 # --- the stage --------------------------------------------------------------------------------------------------------

@@ -124,7 +124,7 @@ def builtin_datasets() -> dict[str, Dataset]:
     folder = resources.files("pipeline_lib.datasets") / "definitions"
     files = {
         Path(entry.name).stem: yaml.safe_load(entry.read_text(encoding="utf-8"))
-        for entry in folder.iterdir()
+        for entry in sorted(folder.iterdir(), key=lambda entry: entry.name)
         if entry.name.endswith(".yaml")
     }
     return read_datasets(files, "pipeline_lib/datasets/definitions")

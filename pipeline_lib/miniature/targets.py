@@ -11,27 +11,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline_lib.datasets.fashion_mnist import CLASS_NAMES
+from pipeline_lib.datasets.registry import builtin_datasets
 from pipeline_lib.miniature import imaging, scenes
 
-ALL = tuple(range(len(CLASS_NAMES)))
-UPPER_BODY = tuple(CLASS_NAMES.index(name) for name in ("t-shirt", "pullover", "dress", "coat", "shirt"))
 SCENE_SEED = 20_220  # colours and places of the "scene" target; not a seed of any corpus
 
 
 @dataclass(frozen=True)
 class Target:
-    """One target data set.
+    """One target data set, as `pipeline_lib/datasets/definitions` has it.
 
-    Templates have one `{}`, filled with a class name, or (`sentence`) with what word-to-sentence wrote.
+    Templates have one `{}`, filled with a class name.
     """
 
     kind: str
     classes: tuple[int, ...]  # labels of Fashion-MNIST, ascending; a class index is a position in this tuple
-    describes: str
     head: tuple[str, ...]  # prompts of the zero-shot head
     basic: str  # prompt for the generator, basic strategy
-    sentence: str  # frame for sentences, language enhancement
-    keywords: tuple[str, ...]  # given to word-to-sentence together with the class name
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -39,66 +35,15 @@ class Target:
         return tuple(CLASS_NAMES[label] for label in self.classes)
 
 
-_ON_BLACK = "a photo of a white {} on a plain black background"
-
 TARGETS: dict[str, Target] = {
-    target.kind: target
-    for target in (
-        Target(
-            "objects",
-            ALL,
-            "white garments on black, as photographed",
-            (_ON_BLACK,),
-            _ON_BLACK,
-            "a photo of {}",
-            ("white", "plain", "black"),
-        ),
-        Target(
-            "fine_grained",
-            UPPER_BODY,
-            "five garments for the upper body that differ in details",
-            (_ON_BLACK,),
-            _ON_BLACK,
-            "a photo of {}",
-            ("white", "plain", "black"),
-        ),
-        Target(
-            "scene",
-            ALL,
-            "coloured garments, moved and scaled, on coloured and patterned backgrounds",
-            ("a photo of a {}",),
-            "a photo of a {}",
-            "a photo of {}",
-            (),
-        ),
-        Target(
-            "low_resolution",
-            ALL,
-            "what is left of the objects at 8x8 pixels",
-            ("a low resolution photo of a white {} on a plain black background",),
-            "a low resolution photo of a white {} on a plain black background",
-            "a low resolution photo of {}",
-            ("white", "plain", "black"),
-        ),
-        Target(
-            "sketch",
-            ALL,
-            "edge drawings of the objects",
-            ("a sketch of a {} on a white background",),
-            "a sketch of a {} on a white background",
-            "a sketch of {}",
-            ("white",),
-        ),
-        Target(
-            "rendition",
-            ALL,
-            "photographic negatives of the objects",
-            ("a negative of a {} on a plain white background",),
-            "a negative of a {} on a plain white background",
-            "a negative of {}",
-            ("plain", "white"),
-        ),
+    dataset.fashion_mnist: Target(
+        dataset.fashion_mnist,
+        tuple(CLASS_NAMES.index(name) for name in dataset.class_names),
+        tuple(dataset.head_templates),
+        dataset.prompt_template,
     )
+    for dataset in builtin_datasets().values()
+    if dataset.fashion_mnist is not None
 }
 
 

@@ -62,13 +62,13 @@ def test_select_renumbers_classes() -> None:
 
 def test_templates_take_one_name() -> None:
     for target in targets.TARGETS.values():
-        for template in (*target.head, target.basic, target.sentence):
+        for template in (*target.head, target.basic):
             assert template.count("{}") == 1
         assert list(target.classes) == sorted(set(target.classes))
 
 
 def test_bad_input_is_named(garments: tuple) -> None:
-    with pytest.raises(ValueError, match="'oil'; choose from objects"):
+    with pytest.raises(ValueError, match="'oil'; choose from fine_grained"):
         targets.render("oil", garments[0])
     with pytest.raises(ValueError, match=r"uint8 \[N, 28, 28\], got float64 \[1, 2\]"):
         targets.render("objects", np.zeros((1, 2)))  # type: ignore[arg-type]
