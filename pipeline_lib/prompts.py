@@ -88,7 +88,8 @@ def unique_sentences(
     raise UserError(
         f"language enhancement: {MAX_ROUNDS} rounds of {asked} sentences for {class_name!r} gave {len(unique)} unique "
         f"ones, at least {at_least} are needed ({n_duplicates} duplicates, {n_lost} without the class name"
-        f"{', dropped' if require_class_name else ''}); lower prompts.language_enhancement.at_least or raise temperature"
+        f"{', dropped' if require_class_name else ''}); lower prompts.language_enhancement.at_least or raise "
+        "temperature"
     )
 
 
