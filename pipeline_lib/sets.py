@@ -1,7 +1,8 @@
 """Making a set of units: what is there is kept, what is missing is made once, even by jobs that run side by side."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -14,18 +15,23 @@ log = logging.getLogger(__name__)
 MAX_LOCKS = 200  # open lock files at a time; also bounds how long another job waits for a unit
 
 
-def make_set(artifact: Artifact, store: Store, make_units: Callable[[Sequence[Artifact]], None]) -> int:
+def make_set(
+    artifact: Artifact,
+    store: Store,
+    make_units: Callable[[Sequence[Artifact]], None],
+    units_per_round: int = MAX_LOCKS,
+) -> int:
     """Make the units of `artifact` that are not there intact, then write its receipt. Returns how many were made.
 
     `make_units` makes all units it is given; each must become complete on its own, so that an interrupted job loses
-    only the units in flight. A unit that another process is making at this moment is left to it and awaited.
+    only the units in flight. A unit that another process is making at this moment is left to it and awaited; with few
+    `units_per_round`, jobs that share units share the work too.
     """
     made = 0
     pending = [unit for unit in artifact.members if not store.is_intact(unit)]
     while pending:
         # Units are locked in one order without waiting, so two jobs never wait for each other.
-        candidates = pending[:MAX_LOCKS]
-        locked = [(unit, lock) for unit in candidates if (lock := _try_lock(unit, store)) is not None]
+        locked = list(islice(_lockable(pending, store), min(units_per_round, MAX_LOCKS)))
         try:
             mine = [unit for unit, _ in locked if not _usable(unit, store)]
             for unit in mine:
@@ -70,6 +76,13 @@ def _usable(unit: Artifact, store: Store) -> bool:
 
 def _lock_path(unit: Artifact, store: Store) -> Path:
     return store.root / ".locks" / f"{unit.short_key}.lock"
+
+
+def _lockable(units: Sequence[Artifact], store: Store) -> Iterator[tuple[Artifact, FileLock]]:
+    """The units that no other process is making, each locked when it is reached."""
+    for unit in units:
+        if (lock := _try_lock(unit, store)) is not None:
+            yield unit, lock
 
 
 def _try_lock(unit: Artifact, store: Store) -> FileLock | None:

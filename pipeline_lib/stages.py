@@ -6,6 +6,7 @@ metrics -> tables. What computes lives in the modules named after the nouns; tor
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from pipeline_lib.store import Artifact, Store, atomic_path, write_json
 from pipeline_lib.timings import phase
 
 log = logging.getLogger(__name__)
+SHARDS_PER_ROUND = 4  # shards that a job claims at a time: data sets with classes in common share their drawing
 
 
 def prompts(artifact: Artifact, store: Store) -> None:
@@ -43,17 +45,18 @@ def images(artifact: Artifact, store: Store) -> None:
     from pipeline_lib.generators import Generator
     from pipeline_lib.images import make_shards
 
+    location, spec = artifact.members[0].location, artifact.members[0].spec
+
+    @cache
+    def load() -> Generator:
+        from pipeline_lib.generators.latent_diffusion import LatentDiffusion
+
+        return LatentDiffusion(location["model"], location["revision"], spec)
+
     def make(units: Sequence[Artifact]) -> None:
-        location, spec = units[0].location, units[0].spec
-
-        def load() -> Generator:
-            from pipeline_lib.generators.latent_diffusion import LatentDiffusion
-
-            return LatentDiffusion(location["model"], location["revision"], spec)
-
         make_shards(units, store, load, location["batch_size"])
 
-    make_set(artifact, store, make)
+    make_set(artifact, store, make, SHARDS_PER_ROUND)
 
 
 def datasets(artifact: Artifact, store: Store) -> None:
