@@ -285,7 +285,9 @@ def _describe(fault: Any, values: dict[str, Any]) -> str:
     hint = ""
     value = fault["input"]
     if isinstance(value, str) and _looks_like_number(value):
-        hint = f" (YAML reads {value} as text: write it as {float(value)!r})"
+        number = float(value)
+        written = repr(int(number)) if number.is_integer() else repr(number)
+        hint = f" (YAML reads {value} as text: write it as {written})"
     message = fault["msg"][:1].lower() + fault["msg"][1:]
     return f"{key}: {value!r} is not allowed: {message}{hint}. {_help(location)}"
 
