@@ -25,7 +25,7 @@ SHARDS_PER_ROUND = 4  # shards that a job claims at a time: data sets with class
 
 
 def prompts(artifact: Artifact, store: Store) -> None:
-    """The prompts of every class of a data set."""
+    """The prompts of some classes, of whichever data sets."""
     from pipeline_lib.prompts import SentenceModel, class_prompts, write_prompts
 
     def make(units: Sequence[Artifact]) -> None:
