@@ -7,9 +7,9 @@ def derive_seed(*parts: str | int) -> int:
     """A 63-bit seed that is a function of `parts` alone.
 
     An image's seed is `derive_seed(run_seed, prompt_id, n)` for the n-th image of a prompt. The parts are hashed with
-    their types and lengths, so ("a", "bc") and ("ab", "c"), or 1 and "1", give unrelated seeds. 63 bits, because that is
-    what an Arrow int64 column and `torch.Generator.manual_seed` both hold; torch's CPU generator draws from the lower 32
-    of them.
+    their types and lengths, so ("a", "bc") and ("ab", "c"), or 1 and "1", give unrelated seeds. 63 bits: that is what
+    an Arrow int64 column and `torch.Generator.manual_seed` both hold; torch's CPU generator draws from the
+    lower 32 of them.
     """
     digest = hashlib.sha256()
     for part in parts:
