@@ -1,0 +1,241 @@
+"""Drawing with GLIDE: an image is a function of its prompt and seed, whatever else is in the batch."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from glide_models import tiny_glide
+
+from pipeline_lib.errors import UserError
+
+pytest.importorskip("diffusers")
+SETTINGS: dict[str, Any] = {
+    "steps": 4,
+    "guidance_scale": 3.0,
+    "negative_prompt": "",
+    "scheduler": None,
+    "height": None,
+    "width": None,
+    "dtype": "float32",
+}
+PROMPTS = ["a photo of a red cat", "a photo of a blue dog", "a photo of a red cat"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny pipeline."""
+    return tiny_glide(tmp_path_factory.mktemp("glide") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def generator(folder: Path) -> Any:
+    """It, ready to draw."""
+    return load(folder)
+
+
+def load(folder: Path, *, compile: bool = False, **settings: Any) -> Any:
+    from pipeline_lib.generators.glide.generator import Glide
+
+    return Glide(str(folder), None, SETTINGS | settings, device="cpu", compile=compile)
+
+
+def test_images_are_finite_and_in_range(generator: Any):
+    """float32 [N, height, width, 3] in [0, 1], not all alike."""
+    images = generator.generate(PROMPTS, [1, 2, 3])
+    assert images.dtype == np.float32
+    assert images.shape == (3, 32, 32, 3)
+    assert np.isfinite(images).all()
+    assert 0 <= images.min() < images.max() <= 1
+    assert (generator.device, generator.dtype) == ("cpu", "float32")
+
+
+def test_a_configured_model_is_recognised(folder: Path, generator: Any):
+    """By its model_index.json."""
+    from pipeline_lib.generators import load_generator
+
+    loaded = load_generator(str(folder), None, SETTINGS, device="cpu", compile=False)
+    np.testing.assert_array_equal(loaded.generate(PROMPTS[:1], [1]), generator.generate(PROMPTS[:1], [1]))
+
+
+@pytest.mark.parametrize("guidance_scale", [3.0, 1.0])
+def test_an_image_is_a_function_of_prompt_and_seed(folder: Path, guidance_scale: float):
+    """Alone, in a batch, at another place in it, or by another instance: the same image."""
+    generator = load(folder, guidance_scale=guidance_scale)
+    together = generator.generate(PROMPTS, [11, 12, 13])
+    for number in range(3):
+        alone = generator.generate(PROMPTS[number : number + 1], [11 + number])
+        np.testing.assert_allclose(alone[0], together[number], atol=1e-4)
+    turned = load(folder, guidance_scale=guidance_scale).generate(PROMPTS[::-1], [13, 12, 11])
+    np.testing.assert_allclose(turned[::-1], together, atol=1e-4)
+    assert np.abs(together[0] - together[2]).max() > 1e-2  # the seed matters
+
+
+def test_every_noise_comes_from_the_images_own_generator(generator: Any):
+    """Start, steps and upsampler draw from it, in this order; the callers' random state plays no part."""
+    import torch
+
+    torch.manual_seed(1)
+    expected_next = torch.rand(3)
+    torch.manual_seed(1)
+    images = generator.generate(PROMPTS[:1], [5])
+    assert torch.equal(torch.rand(3), expected_next)
+
+    own = torch.Generator("cpu").manual_seed(5)
+    pipeline = generator._pipeline
+    shapes: list[tuple[int, ...]] = []
+
+    def noise(shape: tuple[int, int, int]) -> torch.Tensor:
+        shapes.append(shape)
+        return torch.randn(shape, generator=own)[None]
+
+    small = pipeline.draw(PROMPTS[:1], noise, num_inference_steps=4, guidance_scale=3.0)
+    large = pipeline.upsample(PROMPTS[:1], small, noise)
+    assert shapes == [(3, 16, 16)] * 4 + [(3, 32, 32)]
+    np.testing.assert_allclose(images, (large / 2 + 0.5).permute(0, 2, 3, 1).numpy(), atol=1e-6)
+
+
+def test_prompts_steps_and_guidance_matter(generator: Any, folder: Path):
+    """Each setting that is part of the key changes the image."""
+    base = generator.generate(PROMPTS[:1], [1])
+    others = {
+        "prompt": generator.generate(PROMPTS[1:2], [1]),
+        "steps": load(folder, steps=5).generate(PROMPTS[:1], [1]),
+        "guidance": load(folder, guidance_scale=1.0).generate(PROMPTS[:1], [1]),
+    }
+    for name, images in others.items():
+        assert np.abs(images - base).max() > 1e-3, name
+
+
+def test_a_prompt_is_encoded_once(generator: Any, monkeypatch: pytest.MonkeyPatch):
+    """Per batch and model, however often it occurs; the empty prompt of the guidance too."""
+    pipeline = generator._pipeline
+    batches: list[int] = []
+    hooks = [
+        encoder.register_forward_pre_hook(lambda _, inputs: batches.append(len(inputs[0])))
+        for encoder in (pipeline.text_encoder, pipeline.upsampler_text_encoder)
+    ]
+    generator.generate([PROMPTS[0]] * 5 + [""], range(6))
+    for hook in hooks:
+        hook.remove()
+    assert batches == [2, 2]
+
+
+@pytest.mark.parametrize(("guidance_scale", "rows"), [(3.0, 4), (1.0, 2)])
+def test_guidance_is_one_batch(guidance_scale: float, rows: int, folder: Path):
+    """With and without the prompt in one batch of the base model; a scale of 1 saves half of the work."""
+    plain = load(folder, guidance_scale=guidance_scale)
+    batches: list[int] = []
+    plain._pipeline.unet.register_forward_pre_hook(lambda _, inputs: batches.append(len(inputs[0])))
+    plain.generate(PROMPTS[:2], [1, 2])
+    assert batches == [rows] * SETTINGS["steps"]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_is_close(dtype: str, folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """The models compute in it, sampling in float32: after few steps the images are those of float32, nearly."""
+    half = load(folder, dtype=dtype, steps=2)
+    pipeline = half._pipeline
+    assert half.dtype == dtype
+    assert {str(model.dtype) for model in (pipeline.unet, pipeline.upsampler_text_encoder)} == {f"torch.{dtype}"}
+    sampled: set[str] = set()
+    for scheduler in (pipeline.scheduler, pipeline.upsampler_scheduler):
+        monkeypatch.setattr(scheduler, "step", noting_dtypes(scheduler.step, sampled))
+    images = half.generate(PROMPTS[:1], [1])
+    assert sampled == {"torch.float32"}
+    assert np.abs(images - load(folder, steps=2).generate(PROMPTS[:1], [1])).mean() < 0.05
+
+
+def noting_dtypes(step: Callable[..., Any], dtypes: set[str]) -> Callable[..., Any]:
+    def noting(*arguments: Any) -> Any:
+        dtypes.update(str(argument.dtype) for argument in arguments if not isinstance(argument, int))
+        return step(*arguments)
+
+    return noting
+
+
+def test_auto_is_the_fastest_precision(folder: Path):
+    """As for the other generators."""
+    from pipeline_lib.generators.latent_diffusion import fastest_dtype
+
+    assert load(folder, dtype="auto").dtype == fastest_dtype("cpu")
+
+
+def test_compile_compiles_both_unets(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """And nothing unless it is asked for."""
+    import torch
+
+    compiled: list[int] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(self.config.in_channels))
+    load(folder)
+    assert compiled == []
+    load(folder, compile=True)
+    assert compiled == [3, 6]
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"negative_prompt": "blurry"}, "images.negative_prompt: 'blurry' is not allowed"),
+        ({"scheduler": "DDIMScheduler"}, "images.scheduler: 'DDIMScheduler' is not allowed.*write null"),
+        ({"height": 64}, "images.height: GLIDE's images have 32 x 32 pixels, not 64"),
+        ({"width": 16}, "images.width: GLIDE's images have 32 x 32 pixels, not 16"),
+        ({"steps": 1}, "images.steps: GLIDE takes 2 to 1000 steps, not 1"),
+        ({"steps": 1001}, "images.steps: GLIDE takes 2 to 1000 steps, not 1001"),
+    ],
+)
+def test_settings_that_glide_does_not_have(setting: dict[str, Any], message: str, folder: Path):
+    """Refused by name, with what is allowed; its own size is allowed."""
+    with pytest.raises(UserError, match=message):
+        load(folder, **setting)
+    load(folder, height=32, width=32)
+
+
+def test_out_of_memory_is_a_memory_error(generator: Any, monkeypatch: pytest.MonkeyPatch):
+    """What the loop that halves batches waits for."""
+    import torch
+
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(generator._pipeline, "upsample", full)
+    with pytest.raises(MemoryError, match="out of memory"):
+        generator.generate(PROMPTS[:1], [1])
+
+
+def test_damaged_folders(folder: Path, tmp_path: Path):
+    """Weights that are missing, misshapen or unreadable: the error names the model."""
+    import shutil
+
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
+    whole = load_file(weights)
+    save_file({name: value for name, value in whole.items() if name != "conv_in.bias"}, weights)
+    with pytest.raises(UserError, match=r"models\.generator: .*its unet has no weights conv_in\.bias"):
+        load(copy)
+    save_file(whole | {"conv_in.bias": torch.zeros(5)}, weights)
+    with pytest.raises(UserError, match=r"models\.generator: .*cannot be loaded"):
+        load(copy)
+    weights.write_bytes(b"nothing")
+    with pytest.raises(UserError, match=r"models\.generator: .*cannot be loaded"):
+        load(copy)
+    with pytest.raises(UserError, match=r"models\.generator: .*cannot be loaded"):
+        load(tmp_path)
+
+
+def test_prompts_that_are_too_long_are_reported_once(generator: Any, caplog: pytest.LogCaptureFixture):
+    """Per model: the prompt and how much of it is read."""
+    prompt = "a photo of a cat with very many words behind it, which GLIDE does not read"
+    with caplog.at_level(logging.WARNING, "pipeline_lib"):
+        generator.generate([prompt] * 2, [1, 2])
+        generator.generate([prompt], [3])
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 2  # the tiny models differ in how much they read
+    assert all(prompt in message for message in messages)
+    assert "cut to the 32" in messages[0]
