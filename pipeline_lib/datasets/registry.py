@@ -1,24 +1,65 @@
-"""The data sets: definitions are data (`definitions/*.yaml`, or `own_datasets` in params.yaml), not code."""
+"""The data sets: definitions are data (`definitions/*.yaml`, or `own_datasets` in params.yaml), not code.
+
+A definition says where the real images come from in one of five ways: a rendering of Fashion-MNIST, the layout of an
+official download (`loader`), a folder with one sub-folder per class, Parquet files, or a Hugging Face data set.
+"""
 
 import unicodedata
 from functools import cache
 from importlib import resources
+from importlib.resources.abc import Traversable
+from itertools import dropwhile
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from pipeline_lib.datasets.layouts import LAYOUTS
+from pipeline_lib.datasets.own_data import parquet_files, parquet_labels, sub_folders
 from pipeline_lib.errors import UserError
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 Rendering = Literal["objects", "fine_grained", "low_resolution", "sketch", "rendition", "scene"]
-Split = Literal["test", "validation"]
+Split = Literal["test", "train", "validation"]
+Kind = Literal["fashion_mnist", "loader", "folder", "parquet", "huggingface"]
+KINDS: tuple[Kind, ...] = ("fashion_mnist", "loader", "folder", "parquet", "huggingface")
 
 
 def fold(name: str) -> str:
     """A class name as it is compared: NFKC, case folded, white space collapsed."""
     return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+
+
+class HuggingFace(BaseModel):
+    """A data set that Hugging Face's `datasets.load_dataset` loads."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    id: str
+    """Hub id OWNER/NAME, or a local folder."""
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
+    """Commit (40 hexadecimal digits) of the hub repository; required for a hub id."""
+    config: str | None = None
+    """Configuration of the data set, where it has several."""
+    split: str = "test"
+    """The data set's own name of the split with the test images."""
+
+    @property
+    def is_local(self) -> bool:
+        return Path(self.id).is_dir()
+
+    @model_validator(mode="after")
+    def _pinned(self) -> "HuggingFace":
+        if self.is_local:
+            return self
+        if self.id.startswith((".", "/")) or self.id.count("/") != 1:
+            raise ValueError(f"id: the folder {self.id!r} does not exist; name a folder or a hub id OWNER/NAME")
+        if self.revision is None:
+            raise ValueError(
+                f"revision: {self.id!r} is no folder here, so it is read as a hub id; pin it with the commit (40 "
+                f"hexadecimal digits) of the hub repository, so that the same images are used every time"
+            )
+        return self
 
 
 class Dataset(BaseModel):
@@ -33,7 +74,11 @@ class Dataset(BaseModel):
     class_names: list[str]
     """Class names without articles, in the order of the class indices. Data, never paths."""
     class_folders: list[str] | None = None
-    """Sub-folder of each class, for `folder`; the class names themselves where not given."""
+    """What the raw data calls each class: the sub-folder or the official label; the class name where not given."""
+    renamed: list[str] = []
+    """Class names that are meant although another class's folder or label resembles them more."""
+    subset: bool = False
+    """Leave images of other classes out; without it, an image of a class that is not listed is an error."""
     head_templates: Annotated[list[str], Field(min_length=1)]
     """Prompts of the zero-shot head; `{}` is the class name. Several are averaged (prompt ensemble)."""
     prompt_template: str
@@ -43,17 +88,31 @@ class Dataset(BaseModel):
     keywords: list[str] = []
     """Words handed to the word-to-sentence model with the class name (the concept set of CommonGen)."""
     fashion_mnist: Rendering | None = None
-    """Test images: a rendering of Fashion-MNIST."""
+    """Images: a rendering of Fashion-MNIST."""
+    loader: str | None = None
+    """Images: an official download as it unpacks; one of `layouts.LAYOUTS`."""
+    root: str | None = None
+    """Folder of the official download, for `loader`; the configuration's `data`/NAME where not given."""
     folder: str | None = None
-    """Test images: a folder with one sub-folder per class."""
+    """Images: a folder with one sub-folder of test images per class."""
+    parquet: str | None = None
+    """Images: a Parquet file, a pattern such as birds/*.parquet, or a folder of Parquet files."""
+    huggingface: HuggingFace | None = None
+    """Images: a Hugging Face data set."""
+    image_column: str = "image"
+    """Column of the encoded images, for `parquet` and `huggingface`."""
+    label_column: str = "label"
+    """Column of the labels, for `parquet` and `huggingface`."""
     test_pool: str | None = None
     """Data sets of one pool share test images: their gains are resampled together. None: a pool of its own."""
-    n_images: dict[Split, int] = {}
-    """Expected number of images per split; another number is an error."""
+    n_images: dict[Split, Annotated[int, Field(ge=1)] | None] = {}
+    """Expected number of images per split, another number is an error; null: whatever is there."""
     source: str = ""
     """Where images and names come from."""
     licence: str = ""
     """Licence of the images."""
+    download: str = ""
+    """What to get, and how it must lie below the data folder."""
 
     @field_validator("class_names")
     @classmethod
@@ -84,24 +143,73 @@ class Dataset(BaseModel):
     def _template(cls, template: str) -> str:
         return _one_placeholder(template)
 
+    @field_validator("loader")
+    @classmethod
+    def _known_loader(cls, loader: str | None) -> str | None:
+        if loader is not None and loader not in LAYOUTS:
+            raise ValueError(f"{loader!r} is not known; known are {', '.join(LAYOUTS)}")
+        return loader
+
     @model_validator(mode="after")
     def _one_source(self) -> "Dataset":
-        if (self.fashion_mnist is None) == (self.folder is None):
-            raise ValueError("exactly one of folder and fashion_mnist says where the test images are")
-        if self.folder is not None and self.test_pool is not None:
-            raise ValueError("test_pool: images of a folder are numbered for themselves; leave it out")
-        if self.class_folders is not None and len(self.class_folders) != len(self.class_names):
-            raise ValueError(f"{len(self.class_folders)} class_folders for {len(self.class_names)} class_names")
+        given = [kind for kind in KINDS if getattr(self, kind) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"exactly one of {', '.join(KINDS)} says where the test images are; given: {', '.join(given) or 'none'}"
+            )
+        if self.fashion_mnist is None and self.test_pool is not None:
+            raise ValueError("test_pool: images of your own are numbered for themselves; leave it out")
+        if self.root is not None and self.loader is None:
+            raise ValueError("root: it belongs to loader; leave it out")
+        labels = self.class_folders
+        if labels is not None and len(labels) != len(self.class_names):
+            raise ValueError(f"{len(labels)} class_folders for {len(self.class_names)} class_names")
+        if labels is not None and len(set(labels)) != len(labels):
+            twice = next(label for label in labels if labels.count(label) > 1)
+            raise ValueError(f"class_folders: {twice!r} stands for more than one class")
+        unknown = [name for name in self.renamed if fold(name) not in map(fold, self.class_names)]
+        if unknown:
+            raise ValueError(f"renamed: {unknown[0]!r} is not among class_names")
+        absent = [split for split in self.n_images if split not in self.splits]
+        if absent:
+            raise ValueError(f"n_images: there is no split {absent[0]!r}; there are {', '.join(self.splits)}")
         return self
 
     @property
     def pool(self) -> str:
         return self.test_pool or self.name
 
+    @property
+    def kind(self) -> Kind:
+        """Which of the five ways says where the images are."""
+        return next(kind for kind in KINDS if getattr(self, kind) is not None)
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """The splits that there are real images of."""
+        if self.fashion_mnist is not None:
+            return ("test", "validation")
+        return ("test", "train") if self.loader and "train" in LAYOUTS[self.loader].parts else ("test",)
+
+    @property
+    def labels(self) -> list[str]:
+        """What the raw data calls each class, in the order of the class indices."""
+        return self.class_folders or self.class_names
+
+    def require_split(self, split: str, key: str) -> Split:
+        """`split`, if there are real images of it. Raises `UserError` naming the configuration's `key` otherwise."""
+        for known in self.splits:
+            if known == split:
+                return known
+        raise UserError(
+            f"{key}: data set {self.name} has no split {split!r}; there {'are' if len(self.splits) > 1 else 'is'} "
+            f"{', '.join(self.splits)}"
+        )
+
     def folders(self) -> list[Path]:
         """Sub-folder of each class, relative to `folder`; refuses one that would lie elsewhere."""
         paths = []
-        for name in self.class_folders or self.class_names:
+        for name in self.labels:
             path = Path(name)
             if path.is_absolute() or len(path.parts) != 1 or path.parts[0] == "..":
                 raise UserError(
@@ -121,18 +229,18 @@ def _one_placeholder(template: str) -> str:
 @cache
 def builtin_datasets() -> dict[str, Dataset]:
     """The definitions that come with the package, by name."""
-    folder = resources.files("pipeline_lib.datasets") / "definitions"
+    entries = sorted((_package() / "definitions").iterdir(), key=lambda entry: entry.name)
     files = {
         Path(entry.name).stem: yaml.safe_load(entry.read_text(encoding="utf-8"))
-        for entry in sorted(folder.iterdir(), key=lambda entry: entry.name)
+        for entry in entries
         if entry.name.endswith(".yaml")
     }
     return read_datasets(files, "pipeline_lib/datasets/definitions")
 
 
 def read_datasets(values: dict[str, Any], where: str) -> dict[str, Dataset]:
-    """Validate definitions by name. For a `folder`, `template` stands for all three templates, and the class names
-    default to the sub-folders' names in alphabetical order.
+    """Validate definitions by name. `template` stands for all three templates; class names that are not given come
+    from the data: the sub-folders' names, the labels of Parquet files, the list that comes with a loader.
 
     Raises ValueError naming the definition, the key and the fault.
     """
@@ -158,16 +266,57 @@ def _with_defaults(value: dict[str, Any], where: str) -> dict[str, Any]:
         value.setdefault("head_templates", [template])
         value.setdefault("prompt_template", template)
         value.setdefault("sentence_template", template)
-    folder = value.get("folder")
-    if isinstance(folder, str):
-        if not Path(folder).is_dir():
-            raise ValueError(
-                f"{where}.folder: the folder {folder!r} does not exist; name the folder of the test images"
-            )
-        if "class_names" not in value:
-            value["class_names"] = sorted(
-                entry.name for entry in Path(folder).iterdir() if entry.is_dir() and not entry.name.startswith(".")
-            )
-        # The folders keep the form that the file system knows; class names are normalised.
-        value.setdefault("class_folders", value["class_names"])
+    folder = value.get("folder")  # a loader's root may be missing: official downloads are planned without their data
+    if isinstance(folder, str) and not Path(folder).is_dir():
+        raise ValueError(f"{where}.folder: the folder {folder!r} does not exist; name the folder of the test images")
+    if "class_names" not in value:
+        names = _known_names(value, where)
+        if names is not None:
+            value["class_names"] = names
+    if "class_folders" not in value and "class_names" in value:
+        # Labels keep the form that the raw data has; class names are normalised.
+        value["class_folders"] = _labels_of(value, where)
     return value
+
+
+def _known_names(value: dict[str, Any], where: str) -> list[str] | None:
+    """The class names that the data itself, or the package, gives; None where it gives none."""
+    loader, folder, pattern = value.get("loader"), value.get("folder"), value.get("parquet")
+    if isinstance(folder, str):
+        return value.get("class_folders") or sub_folders(Path(folder))
+    if isinstance(pattern, str):
+        found = parquet_labels(parquet_files(pattern, where), value.get("label_column", "label"), where)
+        if found.are_numbers:
+            raise ValueError(
+                f"{where}.class_names: missing; the labels of {pattern!r} are numbers without names: list the names "
+                f"in the order of the numbers"
+            )
+        return list(found.names)
+    if isinstance(loader, str) and loader in LAYOUTS:
+        lists = (_packaged_list(kind, loader, where) for kind in ("class_folders", "class_names"))
+        name_of: dict[Any, str] = dict(zip(*lists, strict=True))
+        labels = value.setdefault("class_folders", list(name_of))
+        return [name_of.get(label, str(label)) for label in labels] if isinstance(labels, list) else None
+    return None
+
+
+def _labels_of(value: dict[str, Any], where: str) -> Any:
+    """What the raw data calls the classes, where the definition names them alone."""
+    names, pattern = value["class_names"], value.get("parquet")
+    if isinstance(pattern, str) and isinstance(names, list):
+        found = parquet_labels(parquet_files(pattern, where), value.get("label_column", "label"), where)
+        if found.are_numbers:
+            return [str(number) for number in range(len(names))]
+    return names
+
+
+def _packaged_list(kind: str, loader: str, where: str) -> list[str]:
+    """The lines of a list that comes with the package, without its header of lines that start with "# "."""
+    path = _package() / kind / f"{loader}.txt"
+    if not path.is_file():
+        raise ValueError(f"{where}: pipeline_lib/datasets/{kind}/{loader}.txt is missing; install the package again")
+    return list(dropwhile(lambda line: line.startswith("# "), path.read_text(encoding="utf-8").splitlines()))
+
+
+def _package() -> Traversable:
+    return resources.files("pipeline_lib.datasets")

@@ -1,0 +1,89 @@
+"""What is there of each data set, what is missing, and what to do about it."""
+
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline_lib.config import Config
+from pipeline_lib.datasets import fashion_mnist
+from pipeline_lib.datasets.layouts import LAYOUTS, find_parts, hints
+from pipeline_lib.datasets.registry import Dataset, builtin_datasets, read_datasets
+from pipeline_lib.datasets.units import how_to_get, raw_folder, real_units
+from pipeline_lib.digests import DigestCache
+from pipeline_lib.errors import UserError
+from pipeline_lib.graph import Graph
+
+_WIDTH = 100
+
+
+def describe_datasets(config: Config) -> Iterator[str]:
+    """Lines for people on every data set that the package or the configuration defines. Reads no image."""
+    own = read_datasets(config.own_datasets, "own_datasets")
+    known = {**builtin_datasets(), **own}
+    graph, digests = Graph(Path(config.store)), DigestCache(Path(config.store) / "digests.json")
+    for name, definition in sorted(known.items()):
+        yield f"{name}{' (in this study)' if name in config.datasets else ''}"
+        facts = [definition.task, f"{len(definition.class_names)} classes"]
+        facts += [_count(definition, split) for split in definition.splits]
+        facts += [f"licence: {definition.licence}"] if definition.licence else []
+        yield from _paragraph("; ".join(facts))
+        yield from _paragraph(f"raw data: {_raw_data(definition, config)}")
+        yield from _paragraph(f"shards: {_prepared(definition, config, graph, digests)}")
+    digests.save()
+    yield (
+        f"{len(known)} data sets, {len(config.datasets)} of them in this study. Raw data is read once, when a study "
+        f"needs it; afterwards the shards are enough."
+    )
+
+
+def _count(definition: Dataset, split: str) -> str:
+    number = definition.n_images.get(split)  # type: ignore[call-overload]
+    return f"{split} images: {'as many as there are' if number is None else f'{number:,}'}"
+
+
+def _raw_data(definition: Dataset, config: Config) -> str:
+    if definition.fashion_mnist is not None:
+        places = [Path(config.fashion_mnist)] if config.fashion_mnist else []
+        places += [fashion_mnist.DEBIAN_FOLDER, Path(config.data) / "fashion-mnist"]
+        there = next((place for place in places if place.is_dir()), None)
+        return f"there, in {there}" if there else "not there yet; fetched when it is needed"
+    if definition.loader is not None:
+        remedy = how_to_get(definition, config)
+        return _official_download(definition.loader, Path(raw_folder(definition, config)), remedy)
+    hub = definition.huggingface
+    if hub is not None and not hub.is_local:
+        return f"{hub.id} at {hub.revision} on the Hugging Face hub; fetched when it is needed"
+    return f"your own, in {definition.folder or definition.parquet or (hub and hub.id)}"
+
+
+def _official_download(loader: str, root: Path, remedy: str) -> str:
+    layout = LAYOUTS[loader]
+    missing = {
+        split: [part for part, path in find_parts(layout, split, root).items() if path is None and part in parts]
+        for split, parts in layout.parts.items()
+    }
+    lacking = {split: parts for split, parts in missing.items() if parts}
+    if not lacking:
+        return f"there, in {root}"
+    remedy = f" To do: {remedy}" if remedy else ""
+    if not root.is_dir() or not any(root.iterdir()):
+        return f"MISSING; it is expected in {root} (a link will do).{remedy}"
+    gaps = "; ".join(f"{', '.join(parts)} of the {split} split" for split, parts in lacking.items())
+    return f"HALF THERE in {root}; missing: {gaps}.{hints(layout, root)}{remedy}"
+
+
+def _prepared(definition: Dataset, config: Config, graph: Graph, digests: DigestCache) -> str:
+    counts = []
+    for split in definition.splits:
+        try:
+            units = real_units(definition, split, config, digests)
+        except UserError as error:
+            return f"cannot be made: {error}"
+        name = f"{definition.name}.{split}"
+        shards = [graph.unit("real_images", name, unit.spec, location=unit.location) for unit in units]
+        counts.append(f"{split} {sum(map(graph.store.is_complete, shards))} of {len(shards)}")
+    return ", ".join(counts)
+
+
+def _paragraph(text: str) -> list[str]:
+    return textwrap.wrap(text, _WIDTH, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)

@@ -1,0 +1,123 @@
+"""Images in tables: Parquet files, and whatever Hugging Face `datasets` loads."""
+
+import threading
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline_lib.datasets.loaders.split import Raw, RealSplit
+from pipeline_lib.datasets.own_data import class_label_names
+from pipeline_lib.errors import UserError
+
+
+def parquet(files: Sequence[Path], image_column: str, label_column: str) -> RealSplit:
+    """Rows of Parquet files, in order. Images are bytes, or Hugging Face's {bytes, path}; a path is taken relative to
+    the file."""
+    labels: list[str] = []
+    groups: list[tuple[Path, int, int, int]] = []  # file, row group, its first row in the file, its number of rows
+    for file in files:
+        schema = pq.read_schema(file)
+        absent = [column for column in (image_column, label_column) if column not in schema.names]
+        if absent:
+            raise UserError(f"{file} has no column {absent[0]!r}; it has {', '.join(map(repr, schema.names))}")
+        names = class_label_names(schema, label_column)
+        labels += [
+            _label(value, names) for value in pq.read_table(file, columns=[label_column])[label_column].to_pylist()
+        ]
+        metadata = pq.read_metadata(file)
+        sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        firsts = accumulate(sizes, initial=0)
+        groups += [(file, group, first, size) for group, (first, size) in enumerate(zip(firsts, sizes, strict=False))]
+    places = [(group, row) for group, (*_, size) in enumerate(groups) for row in range(size)]
+    lock = threading.Lock()
+
+    @lru_cache(maxsize=2)  # images are read in order, by a few threads
+    def images_of(group: int) -> pa.ChunkedArray:
+        file, number, *_ = groups[group]
+        with pq.ParquetFile(file) as opened:
+            return opened.read_row_group(number, columns=[image_column])[image_column]
+
+    def read(index: int) -> Raw:
+        group, row = places[index]
+        with lock:
+            value = images_of(group)[row].as_py()
+        return _encoded(value, groups[group][0].parent)
+
+    return RealSplit(
+        labels=labels,
+        paths=[f"{groups[group][0].name}/{groups[group][2] + row}" for group, row in places],
+        read=read,
+        source_ids=range(len(labels)),
+        all_labels=frozenset(labels),
+    )
+
+
+def hugging_face(
+    source: str, revision: str | None, config: str | None, split: str, image_column: str, label_column: str
+) -> RealSplit:
+    """A split of a data set on the Hugging Face hub, or in a folder."""
+    table = _load(source, revision, config, split)
+    absent = [column for column in (image_column, label_column) if column not in table.column_names]
+    if absent:
+        raise UserError(f"{source} has no column {absent[0]!r}; it has {', '.join(map(repr, table.column_names))}")
+    import datasets
+
+    feature = table.features[label_column]
+    names = feature.names if isinstance(feature, datasets.ClassLabel) else None
+    labels = [_label(value, names) for value in table[label_column]]
+    encoded = table.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
+    lock = threading.Lock()
+
+    def read(index: int) -> Raw:
+        with lock:
+            value = encoded[index][image_column]
+        return _encoded(value, Path(source))
+
+    return RealSplit(
+        labels=labels,
+        paths=[f"{split}/{index}" for index in range(len(labels))],
+        read=read,
+        source_ids=range(len(labels)),
+        all_labels=frozenset(labels) if names is None else frozenset(names),
+    )
+
+
+def _load(source: str, revision: str | None, config: str | None, split: str) -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise UserError(f"{source}: Hugging Face `datasets` is not installed: pip install datasets") from None
+    try:
+        return datasets.load_dataset(source, config, split=split, revision=revision)
+    except ValueError as error:  # an unknown configuration or split: the message lists what there is
+        raise UserError(f"{source}: {error}") from None
+    except (OSError, datasets.exceptions.DatasetsError, RuntimeError) as error:
+        at = f" --revision {revision}" if revision else ""
+        raise UserError(
+            f"{source}: the data set cannot be loaded ({type(error).__name__}: {error}). Without access to the hub, "
+            f"run `hf download {source} --repo-type dataset{at} --local-dir FOLDER` elsewhere and name FOLDER as id"
+        ) from None
+
+
+def _label(value: Any, names: Sequence[str] | None) -> str:
+    """A label as text: by name where its number has one. Hidden labels, -1, have none and so fit no class."""
+    if names is not None and isinstance(value, int) and 0 <= value < len(names):
+        return names[value]
+    return str(value)
+
+
+def _encoded(value: Any, folder: Path) -> bytes:
+    """The bytes of a table's image, from whatever form it has there. Raises ValueError for none of them."""
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
+        return bytes(value["bytes"])
+    path = value.get("path") if isinstance(value, dict) else value
+    if isinstance(path, str):
+        return (folder / path).read_bytes()
+    raise ValueError(f"neither bytes nor a path, but {type(value).__name__}")

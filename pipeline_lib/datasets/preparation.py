@@ -1,0 +1,130 @@
+"""Real images into one canonical form: shards that hold the images' own bytes.
+
+A real image is never altered: a JPEG, PNG or WebP file goes into the shard as it is (decoding ImageNet and storing it
+losslessly would take ten times the room), all else as PNG. Each image is decoded once, to prove that it is whole.
+"""
+
+import io
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pipeline_lib.datasets.loaders.split import Raw, RealSplit
+from pipeline_lib.errors import UserError
+from pipeline_lib.progress import Progress
+from pipeline_lib.records import IMAGES_PER_ROW_GROUP
+from pipeline_lib.shards import encode_image, image_row, write_shard
+from pipeline_lib.store import Artifact, Store
+
+# Pillow's names of what is kept as it is. MPO is a JPEG that a camera appended a preview to.
+_KEPT = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png", "WEBP": "webp"}
+_DEEP_MODES = ("I", "F")  # beginnings of Pillow's modes of more than 8 bits: converting them to RGB clips
+_MAX_THREADS = 8
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """An image as it is stored."""
+
+    content: bytes
+    image_format: str
+    width: int
+    height: int
+
+
+class _DamagedShardError(Exception):
+    """Some images of the shard in hand are damaged: it is not to be kept."""
+
+
+def encode(raw: Raw) -> EncodedImage:
+    """An image's own bytes where they are a still JPEG, PNG or WebP; else the same pixels as PNG.
+
+    Raises ValueError or OSError for bytes that are no whole image, and for more than 8 bits per channel.
+    """
+    if isinstance(raw, np.ndarray):
+        height, width = raw.shape[:2]
+        return EncodedImage(encode_image(raw, "png"), "png", width, height)
+    with Image.open(io.BytesIO(raw)) as image:
+        if image.mode.startswith(_DEEP_MODES):
+            raise ValueError(f"mode {image.mode} has more than 8 bits per channel; convert it to 8 bits")
+        kept = _KEPT.get(image.format or "")
+        is_still = image.format == "MPO" or getattr(image, "n_frames", 1) == 1
+        image.load()
+        if kept is not None and is_still:
+            return EncodedImage(raw, kept, image.width, image.height)
+        pixels = np.asarray(image.convert("RGB"))
+        return EncodedImage(encode_image(pixels, "png"), "png", image.width, image.height)
+
+
+def prepare(split: RealSplit, units: Sequence[Artifact], store: Store) -> None:
+    """Write shards of a split, in order, with images decoded in threads.
+
+    Damaged images stop the run when all units have been seen: the `UserError` counts and names them. Shards without
+    any are written all the same.
+    """
+    damaged: list[str] = []
+    threads = min(_MAX_THREADS, len(os.sched_getaffinity(0)))
+    total = sum(len(_positions(unit, split)) for unit in units)
+    with Progress("real images", total, "image") as progress, ThreadPoolExecutor(threads) as pool:
+        for unit in units:
+            with suppress(_DamagedShardError), store.making(unit) as path:
+                write_shard(_rows(unit, split, pool, progress, damaged), path, unit.spec)
+    if damaged:
+        location = units[0].location
+        place = location.get("root") or location.get("folder") or location.get("id")
+        raise UserError(
+            f"{units[0].spec['dataset']}: {len(damaged)} files{f' in {place}' if place else ''} cannot be read as "
+            f"images: {'; '.join(damaged[:5])}. "
+            f"Unpack or download them again; in data of your own, replace or remove them"
+        )
+
+
+def _positions(unit: Artifact, split: RealSplit) -> range:
+    stop = len(split) if unit.spec["stop"] is None else unit.spec["stop"]
+    return range(unit.spec["start"], stop)
+
+
+def _rows(
+    unit: Artifact, split: RealSplit, pool: ThreadPoolExecutor, progress: Progress, damaged: list[str]
+) -> Iterator[dict[str, Any]]:
+    """The rows of a shard. Damaged images are added to `damaged`; at the end they are why there is no shard."""
+    spec = unit.spec
+    class_name_of = dict(zip(spec.get("class_folders", spec["class_names"]), spec["class_names"], strict=True))
+    positions = _positions(unit, split)
+    n_damaged = len(damaged)
+    for start in range(0, len(positions), IMAGES_PER_ROW_GROUP):  # block by block: bounds the memory
+        block = positions[start : start + IMAGES_PER_ROW_GROUP]
+        for position, encoded in zip(block, pool.map(partial(_try_encode, split), block), strict=True):
+            progress.update(1)
+            if isinstance(encoded, str):
+                damaged.append(encoded)
+                continue
+            source_id = split.source_ids[position]
+            image_id = f"{spec['dataset']}-{spec['split']}-{source_id:06d}"
+            yield image_row(
+                image_id,
+                encoded.content,
+                encoded.image_format,
+                encoded.width,
+                encoded.height,
+                image={"bytes": encoded.content, "path": split.paths[position]},
+                class_name=class_name_of[split.labels[position]],
+                source_id=source_id,
+            )
+    if len(damaged) > n_damaged:
+        raise _DamagedShardError
+
+
+def _try_encode(split: RealSplit, position: int) -> EncodedImage | str:
+    """An image, or what is wrong with it."""
+    try:
+        return encode(split.read(position))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return f"{split.paths[position]} ({error})"

@@ -1,0 +1,173 @@
+"""Planning real images: shards, keys and errors, before anything is read."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from raw_trees import draw_raw_tree
+from small_project import REPOSITORY, changed, configured, draw_shapes
+
+from pipeline_lib.config import Config, read_config
+from pipeline_lib.datasets.layouts import LAYOUTS
+from pipeline_lib.datasets.registry import builtin_datasets
+from pipeline_lib.datasets.units import REAL_PER_SHARD, RealUnit, real_units
+from pipeline_lib.digests import DigestCache
+from pipeline_lib.errors import UserError
+from pipeline_lib.store import key_of
+
+Params = dict[str, Any]
+
+
+@pytest.fixture
+def digests(tmp_path: Path) -> DigestCache:
+    return DigestCache(tmp_path / "digests.json")
+
+
+def planned(config: Config, digests: DigestCache, name: str, split: str = "test") -> list[RealUnit]:
+    return real_units(config.dataset(name), split, config, digests)
+
+
+def key(params: Params, digests: DigestCache) -> str:
+    """Key of the first shard of `shapes`."""
+    return key_of(planned(configured(params), digests, "shapes")[0].spec)
+
+
+def test_all_data_sets_are_planned_fast_without_their_data(digests: DigestCache):
+    """Every split of every data set of the package is planned in well under a second, with no raw data there."""
+    config = read_config(REPOSITORY / "params.yaml")
+    builtin_datasets.cache_clear()
+    started = time.perf_counter()
+    total = 0
+    for name, definition in builtin_datasets().items():
+        for split in definition.splits:
+            units = planned(config, digests, name, split)
+            expected = definition.n_images.get(split)
+            assert [unit.spec["start"] for unit in units] == list(range(0, expected or 1, REAL_PER_SHARD))
+            assert units[-1].spec["stop"] == expected
+            total += len(units)
+    assert total > 1500
+    assert time.perf_counter() - started < 1.5
+
+
+def test_planning_imports_nothing_heavy():
+    """Neither torch nor pandas nor Hugging Face `datasets` nor scipy is imported to plan real images."""
+    code = (
+        "import sys, pipeline_lib.datasets.units, pipeline_lib.datasets.listing; "
+        "sys.exit(bool({'torch', 'pandas', 'datasets', 'scipy', 'torchvision'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_ranges_cover_a_split_once(params: Params, tmp_path: Path, digests: DigestCache):
+    """A folder of 2,003 images is three shards, the last of which is short."""
+    images = tmp_path / "shapes"
+    for number in range(1997):
+        (images / "red" / f"link{number:04d}.png").symlink_to(images / "red" / "000.png")
+    units = planned(configured(params), digests, "shapes")
+    assert [(unit.spec["start"], unit.spec["stop"]) for unit in units] == [(0, 1000), (1000, 2000), (2000, 2003)]
+    assert {unit.spec["n_images"] for unit in units} == {2003}
+
+
+def test_unknown_count_is_one_shard(digests: DigestCache):
+    """Birdsnap's count is what the web still has: its split is one shard, whatever its size."""
+    [unit] = planned(read_config(REPOSITORY / "params.yaml"), digests, "birdsnap")
+    assert (unit.spec["start"], unit.spec["stop"], unit.spec["n_images"]) == (0, None, None)
+
+
+def test_place_of_the_data_is_no_part_of_the_key(params: Params, tmp_path: Path, digests: DigestCache):
+    """The same download, or the same folder, elsewhere has the same keys."""
+    before = key(params, digests)
+    moved = changed(params, own_datasets__shapes__folder=str(tmp_path / "moved"))
+    Path(params["own_datasets"]["shapes"]["folder"]).rename(tmp_path / "moved")
+    assert key(moved, digests) == before
+    one, other = (configured(changed(moved, data=data)) for data in "ab")
+    [(first, second)] = zip(planned(one, digests, "birdsnap"), planned(other, digests, "birdsnap"), strict=True)
+    assert first.spec == second.spec
+    assert first.location["root"] == "a/birdsnap"
+    assert second.location["root"] == "b/birdsnap"
+
+
+def test_what_determines_the_shards_is_in_the_key(params: Params, tmp_path: Path, digests: DigestCache):
+    """Other pixels, names or folders are other shards."""
+    folders, names = ("own_datasets__shapes__class_folders", "own_datasets__shapes__class_names")
+    keys = {
+        key(params, digests),
+        key(changed(params, **{folders: ["blue", "red", "green"], names: ["x", "y", "z"]}), digests),
+        key(changed(params, **{names: ["a", "b", "c"]}), digests),
+    }
+    draw_shapes(tmp_path / "other", 2, seed=1)
+    keys.add(key(changed(params, own_datasets__shapes__folder=str(tmp_path / "other")), digests))
+    assert len(keys) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "there"),
+    [
+        ("shapes", "train", "there is test"),
+        ("shapes", "validation", "there is test"),
+        ("imagenet_r", "train", "there is test"),
+        ("cifar10", "validation", "there are test, train"),
+        ("objects", "train", "there are test, validation"),
+    ],
+)
+def test_split_that_is_not_there(params: Params, digests: DigestCache, name: str, split: str, there: str):
+    """Asking for a split that a data set does not have names those that it has."""
+    with pytest.raises(UserError, match=rf"evaluation\.split: data set {name} has no split '{split}'; {there}"):
+        planned(configured(params), digests, name, split)
+
+
+def test_splits_of_every_download():
+    """All downloads have a test split, and all but two a train split."""
+    splits = {name: builtin_datasets()[name].splits for name in LAYOUTS}
+    assert {name for name, found in splits.items() if found == ("test",)} == {"imagenet_sketch", "imagenet_r"}
+    assert set(splits.values()) == {("test",), ("test", "train")}
+
+
+def test_class_without_images(params: Params, tmp_path: Path, digests: DigestCache):
+    """An empty class folder is reported when planned."""
+    for file in (tmp_path / "shapes" / "blue").iterdir():
+        file.unlink()
+    with pytest.raises(UserError, match=r"shapes: no images in .*blue; put some there, or leave the class out"):
+        planned(configured(params), digests, "shapes")
+
+
+def test_wrong_count_of_own_images(params: Params, digests: DigestCache):
+    """A number of images that the definition states is checked when planned."""
+    config = configured(changed(params, own_datasets__shapes__n_images={"test": 7}))
+    with pytest.raises(UserError, match=r"shapes: 6 test images are there, n_images\.test says 7"):
+        planned(config, digests, "shapes")
+
+
+def test_misordered_own_folders_are_caught_when_planned(params: Params, digests: DigestCache):
+    """Your own class names at other classes' folders are an error, unless they are said to be meant."""
+    wrong = changed(params, own_datasets__shapes__class_names=["blue", "red", "green"])
+    with pytest.raises(UserError, match=r"2 of 3 class names .*'blue' stands at 'red' but resembles 'blue'"):
+        planned(configured(wrong), digests, "shapes")
+    meant = changed(wrong, own_datasets__shapes__renamed=["blue", "red"])
+    assert planned(configured(meant), digests, "shapes")[0].location["renamed"] == ["blue", "red"]
+
+
+def test_own_copy_of_an_official_download(params: Params, tmp_path: Path, digests: DigestCache):
+    """`loader` and `root` name a download that lies elsewhere; names and labels are the package's if not given."""
+    tree = draw_raw_tree("food", tmp_path / "food", 2)
+    own = {"loader": "food", "root": str(tree.root), "template": "a photo of {}"}
+    config = configured(changed(params, own_datasets=params["own_datasets"] | {"my_food": own}))
+    definition = config.dataset("my_food")
+    assert definition.class_names == builtin_datasets()["food"].class_names
+    assert definition.labels == builtin_datasets()["food"].labels
+    [unit] = planned(config, digests, "my_food")
+    assert unit.location["root"] == str(tree.root)
+    assert unit.spec["n_images"] is None
+
+
+def test_some_classes_of_a_download(params: Params, tmp_path: Path, digests: DigestCache):
+    """Official labels alone choose classes; their names are the package's, whatever the order."""
+    tree = draw_raw_tree("imagenet", tmp_path / "imagenet", 2)
+    chosen = {"loader": "imagenet", "root": str(tree.root), "class_folders": ["n01443537", "n01440764"], "subset": True}
+    own = params["own_datasets"] | {"fish": chosen | {"template": "a photo of a {}"}}
+    config = configured(changed(params, own_datasets=own))
+    assert config.dataset("fish").class_names == ["goldfish", "tench"]
+    assert planned(config, digests, "fish", "train")[0].spec["class_folders"] == ["n01443537", "n01440764"]
