@@ -1,10 +1,10 @@
 """Synthetic images: which ones a shard holds, and the loop that samples, encodes and writes them."""
 
 import logging
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipeline_lib.batches import Batches
 from pipeline_lib.generators import Generator
 from pipeline_lib.progress import Progress
 from pipeline_lib.seeds import derive_seed
@@ -20,6 +21,7 @@ from pipeline_lib.store import Artifact, Store
 from pipeline_lib.timings import phase
 
 log = logging.getLogger(__name__)
+ENCODING_THREADS = 4  # one makes some 40 PNGs of 512 x 512 a second: fewer than a fast generator draws
 BLANK_RANGE = 2 / 255  # an image whose brightest and darkest values are this close shows nothing
 
 
@@ -63,78 +65,125 @@ def is_valid(pixels: NDArray[np.float32]) -> bool:
     return bool(np.isfinite(pixels).all()) and float(pixels.max() - pixels.min()) > BLANK_RANGE
 
 
-def existing_rows(shard: Artifact, store: Store) -> dict[str, dict[str, Any]]:
-    """Rows of this shard that shorter or longer shards of the same recipe already hold, by image id."""
-    wanted = {request.image_id for request in requests(shard, store)}
-    found: dict[str, dict[str, Any]] = {}
+class _ShardInMaking:
+    """A shard's images: those that overlapping shards of the same recipe already hold, and those that are drawn.
+
+    In memory are only the drawn ones, encoded; the others are read when the shard is written.
+    """
+
+    def __init__(self, artifact: Artifact, store: Store):
+        self.artifact = artifact
+        self._store = store
+        self._requests = requests(artifact, store)
+        elsewhere = _elsewhere(artifact, store)
+        self._taken_over = {r.image_id: elsewhere[r.image_id] for r in self._requests if r.image_id in elsewhere}
+        self._drawn: dict[str, dict[str, Any]] = {}
+        self.missing = [request for request in self._requests if request.image_id not in self._taken_over]
+        self._n_to_draw = len(self.missing)
+
+    @property
+    def is_whole(self) -> bool:
+        return len(self._drawn) == self._n_to_draw
+
+    def add(self, row: dict[str, Any]) -> None:
+        self._drawn[row["image_id"]] = row
+
+    def write(self, details: Mapping[str, Any]) -> None:
+        """Write the shard, in the order of its requests."""
+        n_invalid = sum(not row["valid"] for row in self._drawn.values())
+        n_invalid += sum(not valid for _, valid in self._taken_over.values())
+        if n_invalid:
+            log.warning(
+                "%s: %d of %d images are blank or not finite; they are marked invalid",
+                self.artifact.path,
+                n_invalid,
+                len(self._requests),
+            )
+        details = {"n_invalid": n_invalid, **details, "n_drawn": self._n_to_draw}
+        with self._store.making(self.artifact, details) as path:
+            write_shard(self._rows(), path, self.artifact.spec)
+        self._drawn.clear()
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        def source(request: Request) -> Path | None:
+            return self._taken_over.get(request.image_id, (None, True))[0]
+
+        for path, run in groupby(self._requests, source):
+            wanted = [request.image_id for request in run]
+            if path is None:
+                yield from (self._drawn[image_id] for image_id in wanted)
+            else:  # shards are sorted by image id, which ends in the image's zero-padded number
+                ids = frozenset(wanted)
+                yield from (row for row in read_rows(path) if row["image_id"] in ids)
+
+
+def _elsewhere(shard: Artifact, store: Store) -> dict[str, tuple[Path, bool]]:
+    """The images of shorter or longer shards of the same recipe that overlap this one: file and validity by id."""
+    found: dict[str, tuple[Path, bool]] = {}
     for path in sorted((store.root / shard.folder).glob("[0-9]*-[0-9]*.parquet")):
         other = f"{shard.folder}/{path.name}"
         start, stop = (int(part) for part in path.stem.split("-"))
         overlaps = start < shard.spec["stop"] and shard.spec["start"] < stop
         if overlaps and other != shard.path and store.is_intact(other):
-            found |= {row["image_id"]: row for row in read_rows(path) if row["image_id"] in wanted}
+            table = pq.read_table(path, columns=["image_id", "valid"])
+            found |= {row["image_id"]: (path, row["valid"]) for row in table.to_pylist()}
     return found
 
 
-def make_shards(shards: Sequence[Artifact], store: Store, load: Callable[[], Generator], batch_size: int) -> None:
+_Drawing = tuple[_ShardInMaking, Request]
+
+
+def make_shards(shards: Sequence[Artifact], store: Store, load: Callable[[], Generator], batches: Batches) -> None:
     """Draw the images of all `shards`, in batches that run across shards; write each shard when its last image is done.
 
-    `load` is called only if there is something to draw. Encoding and writing overlap the sampling of the next batch.
+    `load` is called only if there is something to draw. While a batch is sampled, the one before it is encoded, by
+    several threads, and written, so two batches and the unfinished shards are in memory.
     """
-    known = {shard.path: existing_rows(shard, store) for shard in shards}
-    wanted = [(shard, request) for shard in shards for request in requests(shard, store)]
-    todo = [(shard, request) for shard, request in wanted if request.image_id not in known[shard.path]]
-    log.info("%d images to draw, %d taken over from other shards", len(todo), len(wanted) - len(todo))
-    generator = load() if todo else None
-    details: dict[str, Any] = {"batch_size": batch_size, "n_drawn": 0}
-    if generator is not None:
-        details |= {"device": generator.device, "dtype": generator.dtype}
-    n_drawn = Counter(shard.path for shard, _ in todo)
-    left = n_drawn.copy()
-
-    def finish(batch: Iterable[tuple[Artifact, Request]], pixels: NDArray[np.float32]) -> None:
-        for (shard, request), image in zip(batch, pixels, strict=True):
-            known[shard.path][request.image_id] = _row(request, image, shard.spec["format"])
-            left[shard.path] -= 1
-            if not left[shard.path]:
-                _write(shard, store, known.pop(shard.path), details | {"n_drawn": n_drawn[shard.path]})
-
-    for shard in shards:
-        if not left[shard.path]:
-            _write(shard, store, known.pop(shard.path), details)
-    if generator is None:
+    making = [_ShardInMaking(shard, store) for shard in shards]
+    todo = [(shard, request) for shard in making for request in shard.missing]
+    n_wanted = sum(shard.spec["stop"] - shard.spec["start"] for shard in shards)
+    log.info("%d images to draw, %d taken over from other shards", len(todo), n_wanted - len(todo))
+    for shard in making:
+        if shard.is_whole:
+            shard.write({})
+    if not todo:
         return
-    with Progress("images", len(todo), "image") as progress, ThreadPoolExecutor(1) as writer:
+    generator = load()
+
+    def sample(batch: Sequence[_Drawing]) -> tuple[Sequence[_Drawing], NDArray[np.float32]]:
+        with phase("sampling"):
+            return batch, generator.generate([r.prompt for _, r in batch], [r.seed for _, r in batch])
+
+    details = {"device": generator.device, "dtype": generator.dtype, "safety_checker": "off"}
+
+    def finish(batch: Sequence[_Drawing], pixels: NDArray[np.float32]) -> None:
+        formats = [shard.artifact.spec["format"] for shard, _ in batch]
+        rows = encoders.map(_row, [request for _, request in batch], pixels, formats)
+        for (shard, _), row in zip(batch, rows, strict=True):
+            shard.add(row)
+            if shard.is_whole:
+                shard.write({**details, "batch_size": batches.size})
+
+    with (
+        Progress("images", len(todo), "image") as progress,
+        ThreadPoolExecutor(ENCODING_THREADS) as encoders,
+        ThreadPoolExecutor(1) as writer,
+    ):
         writing: Future[None] | None = None
-        position = 0
-        while position < len(todo):
-            batch = todo[position : position + batch_size]
-            try:
-                with phase("sampling"):
-                    pixels = generator.generate([r.prompt for _, r in batch], [r.seed for _, r in batch])
-            except MemoryError:
-                if batch_size == 1:
-                    raise
-                batch_size //= 2
-                log.warning("out of memory: the batch is halved to %d images", batch_size)
-                continue
+        for batch, pixels in batches.map(sample, todo):
             if writing is not None:
                 writing.result()  # one batch in flight: bounds the memory, and reports a failed write at once
             writing = writer.submit(finish, batch, pixels)
-            position += len(batch)
             progress.update(len(batch))
         if writing is not None:
             writing.result()
 
 
 def _row(request: Request, pixels: NDArray[np.float32], image_format: str) -> dict[str, Any]:
+    """A drawn image as a row of its shard; pixels are float32 [height, width, 3] in [0, 1]."""
     valid = is_valid(pixels)
     # What is stored of an invalid image is black: its bytes must still decode.
-    rounded = (
-        np.round(np.clip(np.nan_to_num(pixels), 0, 1) * 255).astype(np.uint8)
-        if valid
-        else np.zeros(pixels.shape, np.uint8)
-    )
+    rounded = np.round(np.clip(pixels, 0, 1) * 255).astype(np.uint8) if valid else np.zeros(pixels.shape, np.uint8)
     height, width = rounded.shape[:2]
     return image_row(
         request.image_id,
@@ -148,14 +197,3 @@ def _row(request: Request, pixels: NDArray[np.float32], image_format: str) -> di
         seed=request.seed,
         valid=valid,
     )
-
-
-def _write(shard: Artifact, store: Store, rows: Mapping[str, dict[str, Any]], details: Mapping[str, Any]) -> None:
-    ordered = [rows[image_id] for image_id in sorted(rows)]  # ids end in the zero-padded index
-    n_invalid = sum(not row["valid"] for row in ordered)
-    if n_invalid:
-        log.warning(
-            "%s: %d of %d images are blank or not finite; they are marked invalid", shard.path, n_invalid, len(rows)
-        )
-    with store.making(shard, {"n_invalid": n_invalid, **details}) as path:
-        write_shard(ordered, path, shard.spec)

@@ -1,8 +1,11 @@
 """Drawing images: what a request is, what is drawn once, what is taken over, and what happens when something fails."""
 
 import io
+import itertools
 import multiprocessing
 import threading
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +18,12 @@ from PIL import Image
 from small_project import SHAPES, changed, planned
 
 from pipeline_lib import stages
+from pipeline_lib.batches import Batches
 from pipeline_lib.images import is_valid, make_shards, requests
 from pipeline_lib.plan import Plan
 from pipeline_lib.seeds import derive_seed
 from pipeline_lib.sets import make_set
+from pipeline_lib.shards import encode_image, read_rows
 from pipeline_lib.store import Artifact
 
 Params = dict[str, Any]
@@ -35,10 +40,9 @@ def ready(params: Params, **changes: Any) -> Plan:
 def draw(plan: Plan, generator: FakeGenerator | None = None, batch_size: int = 4) -> FakeGenerator:
     """Make the basic images of `shapes`; returns the generator, which knows what it drew."""
     generator = generator or FakeGenerator()
+    batches = Batches(batch_size, "images")
     for images in plan.images("shapes", "basic"):
-        make_set(
-            images, plan.store, lambda units: make_shards(units, plan.store, lambda: generator, batch_size=batch_size)
-        )
+        make_set(images, plan.store, lambda units: make_shards(units, plan.store, lambda: generator, batches))
     return generator
 
 
@@ -139,6 +143,27 @@ def test_the_same_run_gives_the_same_bytes(params: Params, tmp_path: Path):
         assert first.store.path(artifact).read_bytes() == second.store.path(artifact).read_bytes()
 
 
+@pytest.mark.parametrize("threads", [1, 8])
+def test_bytes_do_not_depend_on_the_threads_that_encode(
+    params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+):
+    """However late an image is encoded, it stands in its place: the slowest here are the first ones."""
+    reference = ready(params, store=str(tmp_path / "a"))
+    draw(reference)
+    number = itertools.count()
+
+    def slowly(pixels: np.ndarray, image_format: str) -> bytes:
+        time.sleep(0.02 / (1 + next(number)))
+        return encode_image(pixels, image_format)
+
+    monkeypatch.setattr("pipeline_lib.images.encode_image", slowly)
+    monkeypatch.setattr("pipeline_lib.images.ENCODING_THREADS", threads)
+    other = ready(params, store=str(tmp_path / "b"))
+    draw(other)
+    for shard in units(reference):
+        assert reference.store.path(shard).read_bytes() == other.store.path(shard).read_bytes()
+
+
 # --- only the difference ----------------------------------------------------------------------------------------------
 
 
@@ -151,7 +176,9 @@ def test_a_second_run_draws_nothing_and_loads_nothing(params: Params):
         pytest.fail("the generator was loaded although nothing is to be drawn")
 
     for images in plan.images("shapes", "basic"):
-        assert make_set(images, plan.store, lambda units: make_shards(units, plan.store, load, 4)) == 0
+        assert (
+            make_set(images, plan.store, lambda units: make_shards(units, plan.store, load, Batches(4, "images"))) == 0
+        )
 
 
 def test_more_images_draw_the_difference(params: Params):
@@ -169,6 +196,49 @@ def test_more_images_draw_the_difference(params: Params):
         ("000003-000006", 2),  # one was there
         ("000006-000008", 2),
     }
+
+
+def test_images_taken_over_are_read_when_their_shard_is_written(params: Params, monkeypatch: pytest.MonkeyPatch):
+    """Until then only their names are in memory: at 2,000 images per class the images would be gigabytes."""
+    few, many = ready(params), ready(params, images__per_class=8)
+    draw(few)
+    events: list[str] = []
+    generator = FakeGenerator()
+    generate = generator.generate
+
+    def sample(prompts: Sequence[str], seeds: Sequence[int]) -> np.ndarray:
+        events.append("sample")
+        return generate(prompts, seeds)
+
+    def read(path: Path) -> Iterator[dict[str, Any]]:
+        events.append("read")
+        return read_rows(path)
+
+    monkeypatch.setattr(generator, "generate", sample)
+    monkeypatch.setattr("pipeline_lib.images.read_rows", read)
+    draw(many, generator, batch_size=100)
+    assert events == ["sample", "read", "read", "read"]  # one shard of each class takes one image over
+
+
+def test_invalid_images_are_counted_where_they_are_taken_over(params: Params, tmp_path: Path):
+    """The new shard's record knows of them as the old one's did; those of other ranges do not count."""
+
+    def invalid(plan: Plan) -> list[int]:
+        return [plan.store.record(shard).details["n_invalid"] for shard in units(plan)]
+
+    few, many = (ready(params, images__per_class=n, store=str(tmp_path / "up")) for n in (4, 6))
+    generator = FakeGenerator()
+    generator.blank = {0, 3}  # of the first class: number 0, and number 3, which the longer shard takes over
+    draw(few, generator)
+    draw(many)
+    assert invalid(many) == [1, 1, 0, 0, 0, 0]
+
+    few, many = (ready(params, images__per_class=n, store=str(tmp_path / "down")) for n in (4, 6))
+    generator = FakeGenerator()
+    generator.blank = {3, 5}  # number 5 is beyond the shorter shard
+    draw(many, generator)
+    draw(few)
+    assert invalid(few) == [0, 1, 0, 0, 0, 0]
 
 
 def test_fewer_images_are_taken_from_longer_shards(params: Params):
@@ -248,6 +318,16 @@ def test_out_of_memory_halves_the_batch_and_goes_on(params: Params, tmp_path: Pa
     assert "halved to 2" in caplog.text
 
 
+def test_a_batch_once_halved_stays_so(params: Params, caplog: pytest.LogCaptureFixture):
+    """In the later rounds of a job too: memory runs out once, not once per round."""
+    plan, generator, batches = ready(params), FakeGenerator(memory=3), Batches(4, "images")
+    for images in plan.images("shapes", "basic"):
+        make_set(images, plan.store, lambda units: make_shards(units, plan.store, lambda: generator, batches), 2)
+    assert generator.n_drawn == 12
+    assert caplog.text.count("halved") == 1
+    assert batches.size == 2
+
+
 def test_out_of_memory_at_one_image_is_an_error(params: Params):
     """It does not go on for ever."""
     with pytest.raises(MemoryError):
@@ -279,6 +359,28 @@ def test_a_failed_write_stops_the_run(params: Params, monkeypatch: pytest.Monkey
     with pytest.raises(OSError, match="No space left"):
         draw(plan)
     assert not any(plan.store.is_complete(shard) for shard in units(plan))
+
+
+# --- the stage --------------------------------------------------------------------------------------------------------
+
+
+def test_the_stage_loads_the_generator_of_the_plan(params: Params, monkeypatch: pytest.MonkeyPatch):
+    """Once per job, on a device of its own, with the images' settings; with nothing to draw it claims no device."""
+    plan = ready(params, images__steps=7, device="cuda")
+    loaded, generator = [], FakeGenerator()
+
+    def load(model: str, revision: str | None, settings: Any, *, device: str, compile: bool) -> FakeGenerator:
+        loaded.append((model, revision, settings["steps"], device, compile))
+        return generator
+
+    monkeypatch.setattr("pipeline_lib.generators.load_generator", load)
+    monkeypatch.setattr("pipeline_lib.stages.claimed", lambda device: f"claimed {device}")
+    for _ in range(2):
+        for images in plan.images("shapes", "basic"):
+            stages.images(images, plan.store)
+    assert loaded == [(params["models"]["generator"], None, 7, "claimed cuda", False)]
+    assert generator.n_drawn == 12
+    assert {plan.store.record(shard).details["safety_checker"] for shard in units(plan)} == {"off"}
 
 
 # --- side by side -----------------------------------------------------------------------------------------------------

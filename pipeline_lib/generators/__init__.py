@@ -1,14 +1,17 @@
 """Text-to-image generators behind one interface: prompts and seeds in, pixels out."""
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 
 class Generator(Protocol):
-    """A text-to-image model with its sampling settings."""
+    """A text-to-image model with its sampling settings.
+
+    Its images are as the model drew them: safety checkers, which blacken images, and watermarks are off.
+    """
 
     device: str
     """Where it runs, for the record."""
@@ -22,3 +25,26 @@ class Generator(Protocol):
         Raises MemoryError where the device cannot hold the batch.
         """
         ...
+
+
+def load_generator(
+    model: str, revision: str | None, settings: Mapping[str, Any], *, device: str, compile: bool
+) -> Generator:
+    """The generator of a configuration: a pipeline folder, or a hub id at `revision` (a commit).
+
+    Which class runs it is decided by the pipeline's model_index.json. `settings` has the keys steps, guidance_scale,
+    negative_prompt ("": none), scheduler (None: the pipeline's own), height, width (None: the pipeline's own) and
+    dtype; `device` is "auto", "cpu" or "cuda"; with `compile`, the model's networks go through torch.compile.
+
+    Raises `UserError` for a model that is not there or cannot be loaded, and for a setting that it does not take.
+    """
+    from pipeline_lib.generators.folders import pipeline_folder
+
+    folder = pipeline_folder(model, revision)
+    if folder.class_name == "GlidePipeline":
+        from pipeline_lib.generators.glide.generator import Glide
+
+        return Glide(str(folder.path), None, settings, device=device, compile=compile)
+    from pipeline_lib.generators.latent_diffusion import LatentDiffusion
+
+    return LatentDiffusion(folder, settings, device=device, compile=compile)

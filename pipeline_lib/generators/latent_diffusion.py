@@ -1,20 +1,22 @@
-"""Text-to-image models that diffusers' AutoPipeline loads (Stable Diffusion and its kin)."""
+"""Text-to-image models that diffusers' AutoPipeline knows (Stable Diffusion and its kin)."""
 
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoPipelineForText2Image
-from diffusers.utils import logging as diffusers_logging
+from diffusers import DiffusionPipeline
 from numpy.typing import NDArray
 
+from pipeline_lib.devices import memory_errors, resolve
 from pipeline_lib.errors import UserError
+from pipeline_lib.generators.folders import PipelineFolder
+from pipeline_lib.generators.loading import load_pipeline
+from pipeline_lib.generators.sampling import guidance, sampling_arguments, set_scheduler
+from pipeline_lib.generators.text import TextEncoder
 
 log = logging.getLogger(__name__)
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def fastest_dtype(device: str) -> str:
@@ -29,60 +31,85 @@ def fastest_dtype(device: str) -> str:
 class LatentDiffusion:
     """A diffusers pipeline with classifier-free guidance in one batch (paper, Equation 8).
 
-    `settings` has the keys steps, guidance_scale, height, width (None: the model's own) and dtype.
+    See `pipeline_lib.generators.load_generator` for the arguments.
     """
 
-    def __init__(self, model: str, revision: str | None, settings: Mapping[str, Any]):
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        dtype = settings["dtype"]
-        if dtype == "auto":
-            dtype = fastest_dtype(self.device)
-        self.dtype = dtype
-        diffusers_logging.disable_progress_bar()
-        try:
-            self._pipeline = AutoPipelineForText2Image.from_pretrained(
-                model,
-                revision=revision,
-                torch_dtype=_DTYPES[dtype],
-                local_files_only=Path(model).is_dir(),
-                use_safetensors=True,
-            ).to(self.device)
-        except (KeyError, OSError, ValueError) as error:
-            raise UserError(f"models.generator: {model!r} cannot be loaded: {error}") from error
-        self._pipeline.set_progress_bar_config(disable=True)
-        for part in (getattr(self._pipeline, "unet", None), getattr(self._pipeline, "vae", None)):
-            if part is not None:
-                part.to(memory_format=torch.channels_last)
-        self._settings = settings
-        self._embedded: dict[str, torch.Tensor] = {}
+    def __init__(self, folder: PipelineFolder, settings: Mapping[str, Any], *, device: str, compile: bool):
+        self.device = resolve(device)
+        self.dtype: str = fastest_dtype(self.device) if settings["dtype"] == "auto" else settings["dtype"]
+        self._pipeline = load_pipeline(folder, getattr(torch, self.dtype))
+        set_scheduler(self._pipeline, settings["scheduler"])
+        self._arguments = sampling_arguments(self._pipeline, settings)
+        self._size = settings["height"], settings["width"]
+        guided = guidance(self._pipeline, settings).is_classifier_free
+        self._text = TextEncoder(self._pipeline, settings["negative_prompt"] if guided else None)
+        self._pipeline.to(self.device)
+        for network in _networks(self._pipeline):
+            _use_channels_last(network)
+            if compile:
+                network.compile()
+        log.info(
+            "%s with %s, %s on %s; safety checker and watermark are off",
+            folder.class_name,
+            type(self._pipeline.scheduler).__name__,
+            self.dtype,
+            self.device,
+        )
 
+    @memory_errors
     @torch.inference_mode()
     def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> NDArray[np.float32]:
         """See `Generator.generate`. Noise is drawn on the CPU, with a random generator of its own per image."""
-        arguments: dict[str, Any] = {
-            "num_inference_steps": self._settings["steps"],
-            "guidance_scale": self._settings["guidance_scale"],
-            "generator": [torch.Generator("cpu").manual_seed(seed) for seed in seeds],
-            "output_type": "np",
-        }
-        for side in ("height", "width"):
-            if self._settings[side] is not None:
-                arguments[side] = self._settings[side]
-        try:
-            images = self._pipeline(**self._text(prompts), **arguments).images
-        except torch.OutOfMemoryError as error:
-            torch.cuda.empty_cache()
-            raise MemoryError(str(error)) from error
-        return np.asarray(images, np.float32)
+        random_state = self._random_state()
+        images = self._draw(prompts, seeds)
+        if self._random_state() != random_state:
+            raise UserError(
+                f"images.scheduler: {type(self._pipeline.scheduler).__name__} draws noise that does not come from the "
+                f"image's own seed, so no image could be drawn a second time; name another one"
+            )
+        for side, asked, drawn in zip(("height", "width"), self._size, images.shape[1:3], strict=True):
+            if asked not in (None, drawn):
+                raise UserError(
+                    f"images.{side}: the model draws {drawn} pixels where {asked} were asked for; write {drawn}, or "
+                    f"another multiple of what it works in"
+                )
+        return images
 
-    def _text(self, prompts: Sequence[str]) -> dict[str, Any]:
-        """The pipeline's text arguments: each distinct prompt is embedded once, where the pipeline takes embeddings of
-        Stable Diffusion's form; else the prompts themselves."""
-        if type(self._pipeline).__name__ != "StableDiffusionPipeline":
-            return {"prompt": list(prompts)}
-        for prompt in {"", *prompts} - self._embedded.keys():
-            self._embedded[prompt] = self._pipeline.encode_prompt(prompt, self.device, 1, False)[0][0]
-        return {
-            "prompt_embeds": torch.stack([self._embedded[prompt] for prompt in prompts]),
-            "negative_prompt_embeds": torch.stack([self._embedded[""]] * len(prompts)),
-        }
+    def _random_state(self) -> list[bytes]:
+        """The state of torch's own random generators, which no image may be drawn from."""
+        states = [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if self.device == "cuda" else [])]
+        return [state.numpy().tobytes() for state in states]
+
+    def _draw(self, prompts: Sequence[str], seeds: Sequence[int]) -> NDArray[np.float32]:
+        try:
+            drawn = self._pipeline(
+                **self._text.arguments(prompts),
+                **self._arguments,
+                generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+                output_type="np",
+            )
+        except ValueError as error:  # the pipeline's own check of its arguments
+            raise UserError(
+                f"models.generator: the {type(self._pipeline).__name__} refuses to draw: {error}"
+            ) from error
+        except RuntimeError as error:
+            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise
+            raise UserError(
+                f"images.compile: true does not work on this machine: {str(error).splitlines()[0]}; write false, or "
+                f"install what is missing"
+            ) from error
+        return np.asarray(drawn.images, np.float32)
+
+
+def _networks(pipeline: DiffusionPipeline) -> list[torch.nn.Module]:
+    """The networks that sampling spends its time in: what predicts the noise, and what decodes the latents."""
+    found = [getattr(pipeline, name, None) for name in ("unet", "transformer")]
+    found.append(getattr(getattr(pipeline, "vae", None), "decoder", None))
+    return [network for network in found if isinstance(network, torch.nn.Module)]
+
+
+def _use_channels_last(network: torch.nn.Module) -> None:
+    """The memory format in which convolutions are fast; it exists for images alone, not for volumes."""
+    if all(parameter.dim() <= 4 for parameter in network.parameters()):
+        network.to(memory_format=torch.channels_last)

@@ -1,0 +1,150 @@
+"""Images per second: of the loop around a generator, and of a generator on the present device.
+
+The loop alone, around a generator that costs nothing (what it writes per second must be above what a GPU draws):
+
+    python benchmarks/generation.py
+
+A model, end to end as the stage `images` runs it; on a GPU, for example Stable Diffusion 1.5 in half precision:
+
+    python benchmarks/generation.py --model FOLDER --device cuda --batch-size 32 --images 512 --steps 50
+
+It prints images per second, the share of the wall time that was spent sampling (on a GPU: in which the GPU had work, as
+a batch's time ends when its pixels are in host memory), and the peak of the GPU's memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline_lib import images
+from pipeline_lib.batches import Batches
+from pipeline_lib.generators import Generator, load_generator
+from pipeline_lib.prompts import basic_prompts, write_prompts
+from pipeline_lib.store import Artifact, Store
+
+PER_SHARD = 250
+CLASS_NAMES = ("tench", "goldfish", "great white shark", "tiger shark")
+
+
+class Instant:
+    """A generator whose images cost nothing to draw: squares with a little noise, in PNG as large as photographs."""
+
+    device = "none"
+    dtype = "float32"
+
+    def __init__(self, size: int, batch_size: int):
+        random = np.random.default_rng(0)
+        coarse = random.random((batch_size, 8, 8, 3), np.float32).repeat(size // 8, 1).repeat(size // 8, 2)
+        noise = random.normal(0, 0.01, coarse.shape).astype(np.float32)
+        self._images = np.clip(coarse + noise, 0, 1)
+
+    def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> NDArray[np.float32]:
+        """See `Generator.generate`."""
+        return self._images[: len(prompts)]
+
+
+class Timed:
+    """Counts the seconds that a generator samples."""
+
+    def __init__(self, generator: Generator):
+        self.device, self.dtype = generator.device, generator.dtype
+        self.seconds = 0.0
+        self._generator = generator
+
+    def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> NDArray[np.float32]:
+        """See `Generator.generate`."""
+        started = time.perf_counter()
+        try:
+            return self._generator.generate(prompts, seeds)
+        finally:
+            self.seconds += time.perf_counter() - started
+
+
+def draw(generator: Timed, n: int, batch_size: int, image_format: str) -> float:
+    """Draw `n` images into a store that is thrown away; returns the seconds it took."""
+    with tempfile.TemporaryDirectory() as folder:
+        store, shards = Store(Path(folder)), []
+        for number in range(0, n, PER_SHARD):
+            class_name = CLASS_NAMES[number // PER_SHARD % len(CLASS_NAMES)]
+            prompts = f"prompts/{number}.parquet"
+            store.path(prompts).parent.mkdir(exist_ok=True)
+            write_prompts(basic_prompts(class_name, "a photo of a {}"), store.path(prompts))
+            spec = {"prompts": prompts, "seed": 0, "format": image_format}
+            spec |= {"start": number, "stop": min(number + PER_SHARD, n)}
+            shards.append(Artifact("images/benchmark", spec, ".parquet"))
+        started = time.perf_counter()
+        images.make_shards(shards, store, lambda: generator, Batches(batch_size, "images"))
+        return time.perf_counter() - started
+
+
+def loop(n: int, batch_size: int, image_format: str) -> None:
+    """Print the loop's own speed, by image size and threads."""
+    for size in (256, 512):
+        for threads in (1, 4):
+            images.ENCODING_THREADS = threads
+            seconds = draw(Timed(Instant(size, batch_size)), n, batch_size, image_format)
+            print(f"loop: {n / seconds:.0f} images/s of {size}x{size} as {image_format}, {threads} encoding threads")
+
+
+def model(options: argparse.Namespace) -> None:
+    """Print a model's speed, the first batch (kernels are chosen, networks compiled) left out."""
+    settings = {
+        "steps": options.steps,
+        "guidance_scale": options.guidance_scale,
+        "negative_prompt": "",
+        "scheduler": options.scheduler,
+        "height": options.size,
+        "width": options.size,
+        "dtype": options.dtype,
+    }
+    started = time.perf_counter()
+    generator = load_generator(
+        options.model, options.revision, settings, device=options.device, compile=options.compile
+    )
+    loaded = time.perf_counter()
+    height, width = generator.generate(["a photo of a dog"] * options.batch_size, range(options.batch_size)).shape[1:3]
+    print(f"loaded in {loaded - started:.1f} s, first batch in {time.perf_counter() - loaded:.1f} s")
+    timed = Timed(generator)
+    seconds = draw(timed, options.images, options.batch_size, options.format)
+    what = f"{Path(options.model).name} on {generator.device} in {generator.dtype}, {height}x{width}"
+    print(
+        f"{what}, {options.steps} steps, batches of {options.batch_size}: {options.images / seconds:.2f} images/s, "
+        f"{100 * timed.seconds / seconds:.0f}% of the time sampling"
+    )
+    if generator.device == "cuda":
+        import torch
+
+        print(f"{torch.cuda.get_device_name()}, peak {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
+
+
+def main() -> None:
+    """Parse the options and print one line per measurement."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="pipeline folder or hub id; without one, the loop alone is timed")
+    parser.add_argument("--revision", help="commit of the hub id")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--images", type=int, default=500)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--guidance-scale", type=float, default=3.0)
+    parser.add_argument("--scheduler")
+    parser.add_argument("--size", type=int, help="height and width in pixels; default: the model's own")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--format", default="png", choices=("png", "jpeg", "webp"))
+    parser.add_argument("--compile", action="store_true")
+    options = parser.parse_args()
+    if options.model is None:
+        loop(options.images, options.batch_size, options.format)
+    else:
+        model(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,294 @@
+"""Devices: what a configuration's device means here, one process per GPU, and what running out of memory looks like."""
+
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from pipeline_lib import devices
+from pipeline_lib.errors import UserError
+
+# Claims a GPU, then writes what it got and when it began and ended to the file named by the first argument.
+HOLDER = """
+import logging, sys, time
+from pipeline_lib.devices import claim
+logging.basicConfig(level=logging.INFO)
+name = claim()
+began = time.monotonic()
+print(name, flush=True)
+time.sleep(float(sys.argv[2]))
+with open(sys.argv[1], "a") as log:
+    log.write(f"{name} {began} {time.monotonic()}\\n")
+"""
+
+
+@pytest.fixture(autouse=True)
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A machine of its own: no GPU, no claims; returns the folder in which an `nvidia-smi` can be put."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    monkeypatch.setenv("PATH", str(programs))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv(devices.VISIBLE, "")  # restored afterwards, whatever a claim sets
+    monkeypatch.delenv(devices.VISIBLE)
+    yield programs
+    devices.release()
+
+
+def install_driver(programs: Path, listing: str) -> None:
+    """An nvidia-smi that prints this listing."""
+    program = programs / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\ntest \"$1\" = -L || exit 1\n/bin/cat <<'END'\n{listing}\nEND\n")
+    program.chmod(0o755)
+
+
+def start(log: Path, seconds: float, **environment: str) -> subprocess.Popen[str]:
+    """A process that holds a GPU for that long."""
+    return subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(log), str(seconds)],
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+# --- what a device is -------------------------------------------------------------------------------------------------
+
+
+def test_cpu_is_cpu_without_torch():
+    """The CPU needs no looking, so nothing heavy is imported for it."""
+    code = "import sys; from pipeline_lib.devices import claimed; print(claimed('cpu'), 'torch' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["cpu", "False"]
+
+
+@pytest.mark.parametrize(("available", "device"), [(True, "cuda"), (False, "cpu")])
+def test_auto_is_a_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch, available: bool, device: str):
+    """And the CPU elsewhere."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: available)
+    assert devices.resolve("auto") == device
+
+
+def test_a_missing_gpu_is_an_error_where_one_is_asked_for(monkeypatch: pytest.MonkeyPatch):
+    """The message names key and value, why there is none, and what to write instead."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(UserError, match=r"device: 'cuda' is asked for.*write device: auto"):
+        devices.resolve("cuda")
+    monkeypatch.setattr("torch.version.cuda", "12.8")
+    monkeypatch.setenv(devices.VISIBLE, "7")
+    with pytest.raises(UserError, match="CUDA_VISIBLE_DEVICES is '7'"):
+        devices.claimed("cuda")
+
+
+def test_an_unknown_device_is_an_error():
+    """With what is allowed."""
+    for function in (devices.resolve, devices.claimed):
+        with pytest.raises(UserError, match=r"device: 'tpu' is not allowed; write auto, cpu, cuda"):
+            function("tpu")
+
+
+def test_a_gpu_that_torch_cannot_use_is_left_to_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """`auto` falls back to the CPU, and nobody waits for this process."""
+    monkeypatch.setenv(devices.VISIBLE, "first")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert devices.claimed("auto") == "cpu"
+    other = start(tmp_path / "log", 0)
+    assert other.communicate(timeout=20)[0].strip() == "first"
+
+
+# --- which GPUs there are ---------------------------------------------------------------------------------------------
+
+TWO = "GPU 0: NVIDIA H100 (UUID: GPU-aaaa-1)\nGPU 1: NVIDIA H100 (UUID: GPU-bbbb-2)"
+SLICED = (
+    "GPU 0: NVIDIA A100 (UUID: GPU-aaaa-1)\n"
+    "  MIG 3g.20gb     Device  0: (UUID: MIG-cccc-3)\n"
+    "  MIG 3g.20gb     Device  1: (UUID: MIG-dddd-4)\n"
+    "GPU 1: NVIDIA A100 (UUID: GPU-bbbb-2)"
+)
+
+
+@pytest.mark.parametrize(
+    ("listing", "visible", "names"),
+    [
+        (TWO, None, ["GPU-aaaa-1", "GPU-bbbb-2"]),
+        (SLICED, None, ["MIG-cccc-3", "MIG-dddd-4", "GPU-bbbb-2"]),
+        (TWO, "1,0", ["1", "0"]),  # a cluster's allocation wins, in its own words
+        (TWO, "GPU-bbbb-2", ["GPU-bbbb-2"]),
+        (TWO, "0,-1,1", ["0"]),  # as CUDA reads it
+        (TWO, "", []),
+        (None, "0,1", ["0", "1"]),  # no nvidia-smi
+        (None, None, []),
+        ("No devices were found", None, []),
+    ],
+)
+def test_gpus_are_counted_without_torch(
+    machine: Path, monkeypatch: pytest.MonkeyPatch, listing: str | None, visible: str | None, names: list[str]
+):
+    """By CUDA_VISIBLE_DEVICES where it is set, else by nvidia-smi; slices instead of a sliced GPU."""
+    if listing is not None:
+        install_driver(machine, listing)
+    if visible is not None:
+        monkeypatch.setenv(devices.VISIBLE, visible)
+    assert [name for name, _ in devices._gpus()] == names
+
+
+def test_one_gpu_has_one_identity(machine: Path, monkeypatch: pytest.MonkeyPatch):
+    """Its number, its UUID and the UUID's beginning name the same lock."""
+    install_driver(machine, TWO)
+    for name in ("1", "GPU-bbbb-2", "GPU-bb"):
+        monkeypatch.setenv(devices.VISIBLE, name)
+        assert devices._gpus() == [(name, "GPU-bbbb-2")]
+
+
+def test_clusters_may_number_the_gpus_of_each_job_from_0(machine: Path, monkeypatch: pytest.MonkeyPatch):
+    """Two jobs on one machine that see different GPUs, both as number 0, do not wait for each other."""
+    monkeypatch.setenv(devices.VISIBLE, "0")
+    install_driver(machine, "GPU 0: NVIDIA H100 (UUID: GPU-aaaa-1)")
+    holder = start(machine / "log", 60)
+    assert holder.stdout is not None
+    assert holder.stdout.readline().strip() == "0"
+    install_driver(machine, "GPU 0: NVIDIA H100 (UUID: GPU-bbbb-2)")
+    try:
+        assert devices.claim() == "0"
+    finally:
+        holder.kill()
+        holder.communicate()
+
+
+def test_without_gpus_there_is_nothing_to_claim():
+    """And CUDA_VISIBLE_DEVICES stays as it is."""
+    assert devices.claim() is None
+    assert devices.VISIBLE not in os.environ
+
+
+# --- one process per GPU ----------------------------------------------------------------------------------------------
+
+
+def test_processes_never_share_a_gpu(tmp_path: Path):
+    """Six processes on two GPUs: both are used, and on each one process follows the other."""
+    log = tmp_path / "log"
+    processes = [start(log, 0.3, CUDA_VISIBLE_DEVICES="a,b") for _ in range(6)]
+    for process in processes:
+        assert process.wait(timeout=60) == 0
+        process.communicate()
+    held: dict[str, list[tuple[float, float]]] = {}
+    for line in log.read_text().splitlines():
+        name, began, ended = line.split()
+        held.setdefault(name, []).append((float(began), float(ended)))
+    assert held.keys() == {"a", "b"}
+    assert sum(map(len, held.values())) == 6
+    for times in map(sorted, held.values()):
+        assert all(ended <= began for (_, ended), (began, _) in pairwise(times))
+
+
+def test_a_process_that_waits_says_so_and_a_killed_holder_frees_its_gpu(tmp_path: Path):
+    """Not even kill -9 leaves a GPU taken."""
+    holder = start(tmp_path / "log", 60, CUDA_VISIBLE_DEVICES="only")
+    assert holder.stdout is not None
+    assert holder.stdout.readline().strip() == "only"
+    waiting = start(tmp_path / "log", 0, CUDA_VISIBLE_DEVICES="only")
+    time.sleep(2)
+    assert waiting.poll() is None
+    holder.send_signal(signal.SIGKILL)
+    holder.communicate()
+    output, messages = waiting.communicate(timeout=20)
+    assert output.strip() == "only"
+    assert len(re.findall("waiting: other processes have all 1 GPUs", messages)) == 1
+
+
+def test_a_claim_lasts_as_long_as_its_process(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    """A second stage in the same process gets the same GPU: CUDA cannot move."""
+    caplog.set_level(logging.INFO)
+    monkeypatch.setenv(devices.VISIBLE, "a,b")
+    assert devices.claim() == "a" == os.environ[devices.VISIBLE]
+    assert devices.claim() == "a"
+    assert caplog.text.count("is this process's") == 1
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+def out_of_memory_on_a_cpu() -> None:
+    import torch
+
+    torch.empty(2**60)
+
+
+def out_of_memory_on_a_gpu() -> None:
+    import torch
+
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+
+def out_of_memory_in_a_library() -> None:
+    raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+
+
+def out_of_memory_in_numpy() -> None:
+    raise MemoryError("Unable to allocate 8.00 TiB")
+
+
+@pytest.mark.parametrize(
+    "function", [out_of_memory_on_a_cpu, out_of_memory_on_a_gpu, out_of_memory_in_a_library, out_of_memory_in_numpy]
+)
+def test_running_out_of_memory_is_a_memory_error(function: Callable[[], None]):
+    """Whatever ran out; the first is the real thing."""
+    with pytest.raises(MemoryError):
+        devices.memory_errors(function)()
+
+
+def test_cached_memory_is_given_back(monkeypatch: pytest.MonkeyPatch):
+    """What torch keeps of the failed batch could be in pieces too small for the next one."""
+    freed: list[bool] = []
+    monkeypatch.setattr("torch.cuda.empty_cache", lambda: freed.append(True))
+    with pytest.raises(MemoryError):
+        devices.memory_errors(out_of_memory_on_a_gpu)()
+    assert freed
+
+
+def test_other_errors_stay_what_they_are():
+    """A fault in the code must not halve batches."""
+
+    @devices.memory_errors
+    def fail() -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied (2x3 and 4x5)")
+
+    with pytest.raises(RuntimeError, match="cannot be multiplied") as found:
+        fail()
+    assert not isinstance(found.value, MemoryError)
+
+
+def test_what_did_not_fit_is_let_go():
+    """The error keeps nothing of the failed batch alive, or the halved one would not fit either."""
+
+    class Batch:
+        pass
+
+    kept: list[weakref.ref[Batch]] = []
+
+    @devices.memory_errors
+    def fail() -> None:
+        batch = Batch()
+        kept.append(weakref.ref(batch))
+        raise RuntimeError("CUDA out of memory")
+
+    with pytest.raises(MemoryError) as found:
+        fail()
+    assert found.value.__context__ is None
+    assert kept[0]() is None
+
+
+def test_results_pass_through():
+    """The decorator changes nothing else."""
+    assert devices.memory_errors(divmod)(7, 2) == (3, 1)
