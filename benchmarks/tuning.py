@@ -24,14 +24,13 @@ def main() -> None:
     options = parser.parse_args()
     rng = np.random.default_rng(0)
     features = rng.normal(size=(options.images, options.dimension)).astype(np.float32)
-    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    features = (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float16)
     names = [f"class {i}" for i in range(options.classes)]
     head = zero_shot_head(rng.normal(size=(options.classes, 1, options.dimension)), 100.0, names)
     labels = rng.integers(0, options.classes, options.images)
     settings = TuningSettings(epochs=options.epochs, soft_target_weight=options.soft_target_weight)
     started = time.perf_counter()
-    soft, half = head.logits(features), features.astype(np.float16)
-    result = tune(half, labels, head, settings, [0], soft, options.device, options.threads)[0]
+    result = tune(features, labels, head, settings, [0], options.device, options.threads)[0]
     seconds = time.perf_counter() - started
     print(
         f"tuning: {seconds:.2f} s for {options.epochs} epochs, {result.steps} steps, {options.images} images x "

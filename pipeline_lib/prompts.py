@@ -1,8 +1,7 @@
 """Prompts for the generator: basic (B) and language enhancement (LE, paper section 3.1 and A.7.1)."""
 
 import hashlib
-import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,18 +14,21 @@ from pipeline_lib.errors import UserError
 from pipeline_lib.records import PROMPTS
 from pipeline_lib.seeds import derive_seed
 
-log = logging.getLogger(__name__)
-MAX_ROUNDS = 5  # how often the model is asked before too few unique sentences are an error
-
 
 @dataclass(frozen=True)
-class Sentences:
-    """Unique sentences of one class, and what was left out on the way to them."""
+class Request:
+    """`n` sentences that hold `words`: a function of these fields alone.
 
-    kept: tuple[str, ...]
-    n_sampled: int
-    n_duplicates: int
-    n_without_class_name: int
+    Tokens are drawn from softmax(logits / temperature), cut to the `top_k` most probable ones (0: all), then to the
+    fewest of these whose share reaches `top_p`.
+    """
+
+    words: tuple[str, ...]
+    n: int
+    top_p: float
+    top_k: int
+    temperature: float
+    seed: int
 
 
 def prompt_id(class_name: str, prompt: str) -> str:
@@ -49,116 +51,100 @@ def enhanced_prompts(class_name: str, template: str, sentences: Sequence[str]) -
     return pa.table([ids, [class_name] * len(ids), prompts, list(sentences)], schema=PROMPTS)
 
 
-def unique_sentences(
-    sample: Callable[[int], Sequence[str]],
-    class_name: str,
-    *,
-    asked: int,
-    kept: int,
-    at_least: int,
-    require_class_name: bool,
-) -> Sentences:
-    """Sample `asked` sentences per round until `kept` unique ones are there; at most `MAX_ROUNDS` rounds, and no more
-    than one that brings nothing new once `at_least` are there.
+class Sentences:
+    """The unique sentences of one class, gathered round by round, and counts of what was left out.
 
-    `sample(round)` gives one round's sentences. Duplicates are found after folding case and white space; the first
-    form stays. With `require_class_name`, sentences that lost the class name are dropped; they are counted either way.
-
-    Raises `UserError` where fewer than `at_least` unique sentences came.
+    Duplicates are found after folding case and white space; the first form stays. With `require_class_name`, sentences
+    that lost the class name are dropped; they are counted either way.
     """
-    unique: dict[str, str] = {}
-    n_sampled = n_duplicates = n_lost = 0
-    for number in range(MAX_ROUNDS):
-        n_before = len(unique)
-        for raw in sample(number):
+
+    def __init__(self, class_name: str, *, require_class_name: bool):
+        self.class_name, self._require_class_name = class_name, require_class_name
+        self._unique: dict[str, str] = {}
+        self._n_sampled = self._n_duplicates = self._n_lost = 0
+        self.stale = False
+        """Whether the last round brought nothing new."""
+
+    def add(self, sampled: Iterable[str]) -> None:
+        """Take the sentences of one round."""
+        n_before = len(self._unique)
+        for raw in sampled:
             sentence = " ".join(raw.split())
-            n_sampled += 1
-            lost = fold(class_name) not in fold(sentence)
-            n_lost += lost
-            if not sentence or (lost and require_class_name):
+            self._n_sampled += 1
+            lost = fold(self.class_name) not in fold(sentence)
+            self._n_lost += lost
+            if not sentence or (lost and self._require_class_name):
                 continue
-            if fold(sentence) in unique:
-                n_duplicates += 1
+            if fold(sentence) in self._unique:
+                self._n_duplicates += 1
             else:
-                unique[fold(sentence)] = sentence
-        if len(unique) >= kept or (len(unique) == n_before and len(unique) >= at_least):
-            break
-    if len(unique) >= at_least:
-        return Sentences(tuple(unique.values())[:kept], n_sampled, n_duplicates, n_lost)
-    raise UserError(
-        f"language enhancement: {MAX_ROUNDS} rounds of {asked} sentences for {class_name!r} gave {len(unique)} unique "
-        f"ones, at least {at_least} are needed ({n_duplicates} duplicates, {n_lost} without the class name"
-        f"{', dropped' if require_class_name else ''}); lower prompts.language_enhancement.at_least or raise "
-        "temperature"
-    )
+                self._unique[fold(sentence)] = sentence
+        self.stale = len(self._unique) == n_before
+
+    def __len__(self) -> int:
+        return len(self._unique)
+
+    def first(self, n: int) -> tuple[str, ...]:
+        """The first `n` sentences, or all where there are fewer."""
+        return tuple(self._unique.values())[:n]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Of sentences, for the record: sampled, duplicates, without_class_name."""
+        return {
+            "sampled": self._n_sampled,
+            "duplicates": self._n_duplicates,
+            "without_class_name": self._n_lost,
+        }
 
 
-class SentenceModel:
-    """A word-to-sentence model, T5-style: concept words in, a sentence that holds them out."""
+def enhance(
+    specs: Sequence[Mapping[str, Any]], sample: Callable[[Sequence[Request]], Sequence[Sequence[str]]]
+) -> list[Sentences]:
+    """Sentences for the classes of `specs`, as many as these ask for; the classes of a round are sampled together.
 
-    def __init__(self, model: str, revision: str | None):
-        import torch
-        from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
-        from transformers.utils import logging as transformers_logging
+    Each class is asked for `asked` sentences a round until `kept` unique ones are there; for `rounds` rounds at the
+    most, and no more than one that brings nothing new once `at_least` are there.
 
-        transformers_logging.disable_progress_bar()
-        local = Path(model).is_dir()
-        self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            self._tokenizer = AutoTokenizer.from_pretrained(model, revision=revision, local_files_only=local)
-            loaded = AutoModelForSeq2SeqLM.from_pretrained(
-                model, revision=revision, local_files_only=local, use_safetensors=True, dtype=torch.float32
+    Raises `UserError` where fewer than `at_least` unique sentences came for a class.
+    """
+    found = [Sentences(spec["class_name"], require_class_name=spec["require_class_name"]) for spec in specs]
+    for number in range(max(spec["rounds"] for spec in specs)):
+        asking = [pair for pair in zip(specs, found, strict=True) if _asks(*pair, number)]
+        requests = [
+            Request(
+                words=(spec["class_name"], *spec["keywords"]),
+                n=spec["asked"],
+                top_p=spec["top_p"],
+                top_k=spec["top_k"],
+                temperature=spec["temperature"],
+                seed=derive_seed(spec["seed"], "sentences", spec["class_name"], number),
             )
-        except (OSError, ValueError) as error:
-            raise UserError(f"models.sentences: {model!r} cannot be loaded: {error}") from error
-        self._model = loaded.to(self._device).eval()
-
-    def sample(self, words: Sequence[str], n: int, *, top_p: float, temperature: float, seed: int) -> list[str]:
-        """`n` sentences with nucleus sampling, a function of the arguments alone."""
-        import torch
-
-        inputs = self._tokenizer(", ".join(words), return_tensors="pt").to(self._device)
-        with torch.random.fork_rng(), torch.inference_mode():
-            torch.manual_seed(seed)
-            outputs = self._model.generate(
-                **inputs,
-                do_sample=True,
-                top_p=top_p,
-                top_k=0,
-                temperature=temperature,
-                num_return_sequences=n,
-                max_new_tokens=48,
-            )
-        return list(self._tokenizer.batch_decode(outputs, skip_special_tokens=True))
+            for spec, _ in asking
+        ]
+        for (_, sentences), sampled in zip(asking, sample(requests), strict=True):
+            sentences.add(sampled)
+    for spec, sentences in zip(specs, found, strict=True):
+        if len(sentences) < spec["at_least"]:
+            raise UserError(_too_few(spec, sentences))
+    return found
 
 
-def class_prompts(spec: Mapping[str, Any], model: SentenceModel | None) -> tuple[pa.Table, dict[str, int]]:
-    """The prompts of one class from its spec, and the counts that go into the record."""
-    class_name, template = spec["class_name"], spec["template"]
-    if spec["strategy"] == "basic":
-        return basic_prompts(class_name, template), {}
-    assert model is not None
-    sentences = unique_sentences(
-        lambda number: model.sample(
-            [class_name, *spec["keywords"]],
-            spec["asked"],
-            top_p=spec["top_p"],
-            temperature=spec["temperature"],
-            seed=derive_seed(spec["seed"], "sentences", class_name, number),
-        ),
-        class_name,
-        asked=spec["asked"],
-        kept=spec["kept"],
-        at_least=spec["at_least"],
-        require_class_name=spec["require_class_name"],
+def _asks(spec: Mapping[str, Any], sentences: Sentences, number: int) -> bool:
+    enough = len(sentences) >= spec["kept"] or (sentences.stale and len(sentences) >= spec["at_least"])
+    return number < spec["rounds"] and not enough
+
+
+def _too_few(spec: Mapping[str, Any], sentences: Sentences) -> str:
+    counts = sentences.counts
+    dropped = ", dropped" if spec["require_class_name"] else ""
+    return (
+        f"language enhancement: {spec['rounds']} rounds of {spec['asked']} sentences for {spec['class_name']!r} gave "
+        f"{len(sentences)} unique ones, at least {spec['at_least']} are needed ({counts['duplicates']} duplicates, "
+        f"{counts['without_class_name']} without the class name{dropped}); in prompts.language_enhancement, lower "
+        f"at_least, raise rounds or temperature, or let sentences without the class name pass "
+        f"(require_class_name: false)"
     )
-    counts = {
-        "sampled": sentences.n_sampled,
-        "duplicates": sentences.n_duplicates,
-        "without_class_name": sentences.n_without_class_name,
-    }
-    log.info("%s: %d sentences kept; %s", class_name, len(sentences.kept), counts)
-    return enhanced_prompts(class_name, template, sentences.kept), counts
 
 
 def write_prompts(table: pa.Table, path: Path) -> None:

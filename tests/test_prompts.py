@@ -1,4 +1,4 @@
-"""Prompts: the basic one, sentences that are unique and hold the class name, and the model that writes them."""
+"""Prompts: the basic one, and sentences that are unique and hold the class name."""
 
 from pathlib import Path
 from typing import Any
@@ -10,34 +10,49 @@ from small_project import SHAPES, changed, planned
 from pipeline_lib import stages
 from pipeline_lib.errors import UserError
 from pipeline_lib.prompts import (
-    MAX_ROUNDS,
+    Request,
+    Sentences,
     basic_prompts,
-    class_prompts,
+    enhance,
     enhanced_prompts,
     prompt_id,
-    unique_sentences,
     write_prompts,
 )
 from pipeline_lib.records import PROMPTS
+from pipeline_lib.seeds import derive_seed
+
+SPEC: dict[str, Any] = {
+    "class_name": "Ankle boot",
+    "keywords": [],
+    "seed": 0,
+    "asked": 4,
+    "kept": 2,
+    "at_least": 2,
+    "rounds": 5,
+    "top_p": 0.9,
+    "top_k": 7,
+    "temperature": 1.5,
+    "require_class_name": True,
+}
 
 
 class FakeSampler:
-    """Gives the listed rounds of sentences, then empty ones; counts how often it was asked."""
+    """Gives each class its listed rounds of sentences, then empty ones; notes what it was asked."""
 
-    def __init__(self, *rounds: list[str]):
-        self.rounds, self.asked = rounds, 0
+    def __init__(self, **rounds: list[list[str]]):
+        self._rounds = {name: iter(sampled) for name, sampled in rounds.items()}
+        self.asked: list[list[str]] = []
 
-    def __call__(self, number: int) -> list[str]:
-        assert number == self.asked
-        self.asked += 1
-        return self.rounds[number] if number < len(self.rounds) else []
+    def __call__(self, requests: Any) -> list[list[str]]:
+        self.asked.append([request.words[0] for request in requests])
+        return [next(self._rounds[request.words[0].split()[-1]], []) for request in requests]
 
 
-def sentences(*rounds: list[str], kept: int = 2, require_class_name: bool = True, name: str = "Ankle boot") -> Any:
-    sampler = FakeSampler(*rounds)
-    return unique_sentences(
-        sampler, name, asked=4, kept=kept, at_least=kept, require_class_name=require_class_name
-    ), sampler
+def sentences(*rounds: list[str], **changes: Any) -> tuple[Sentences, int]:
+    """The sentences of an ankle boot whose model gives these rounds, and how often it was asked."""
+    sampler = FakeSampler(boot=list(rounds))
+    (found,) = enhance([SPEC | changes], sampler)
+    return found, sum(bool(requests) for requests in sampler.asked)
 
 
 # --- the basic prompt -------------------------------------------------------------------------------------------------
@@ -85,58 +100,99 @@ def test_prompts_are_the_same_bytes_every_time(tmp_path: Path):
 
 def test_duplicates_are_found_after_folding_case_and_spaces():
     """The first form stays, white space collapsed; the others are counted."""
-    found, sampler = sentences(["An ankle  boot here", "an ANKLE boot here ", "an\tankle boot\nhere", "ankle boot"])
-    assert found.kept == ("An ankle boot here", "ankle boot")
-    assert (found.n_sampled, found.n_duplicates, found.n_without_class_name) == (4, 2, 0)
-    assert sampler.asked == 1
+    found, n_asked = sentences(["An ankle  boot here", "an ANKLE boot here ", "an\tankle boot\nhere", "ankle boot"])
+    assert found.first(9) == ("An ankle boot here", "ankle boot")
+    assert found.counts == {"sampled": 4, "duplicates": 2, "without_class_name": 0}
+    assert n_asked == 1
 
 
 def test_sentences_that_lost_the_class_name_are_dropped_and_counted():
     """The class name is looked for after folding, so another case or spacing is not a loss."""
-    found, _ = sentences(["a boot", "the ANKLE   Boot", "an ankle", "an ankle boot", ""], kept=2)
-    assert found.kept == ("the ANKLE Boot", "an ankle boot")
-    assert found.n_without_class_name == 3
+    found, _ = sentences(["a boot", "the ANKLE   Boot", "an ankle", "an ankle boot", ""])
+    assert found.first(9) == ("the ANKLE Boot", "an ankle boot")
+    assert found.counts["without_class_name"] == 3
 
 
 def test_lost_class_names_are_counted_where_they_are_kept():
     """Without require_class_name they stay, but the record says how many they are; empty ones never stay."""
     found, _ = sentences(["a boot", "", "an ankle boot"], require_class_name=False)
-    assert found.kept == ("a boot", "an ankle boot")
-    assert found.n_without_class_name == 2
+    assert found.first(9) == ("a boot", "an ankle boot")
+    assert found.counts["without_class_name"] == 2
 
 
 def test_more_rounds_are_asked_for_until_there_are_enough():
-    """A second round fills up; what came first stays first; no more than `kept` are given."""
-    found, sampler = sentences(["ankle boot 1", "ankle boot 1"], ["ankle boot 2", "ankle boot 3"], kept=2)
-    assert found.kept == ("ankle boot 1", "ankle boot 2")
-    assert (sampler.asked, found.n_sampled) == (2, 4)
+    """A second round fills up; what came first stays first; no more than asked for are given."""
+    found, n_asked = sentences(["ankle boot 1", "ankle boot 1"], ["ankle boot 2", "ankle boot 3"])
+    assert found.first(2) == ("ankle boot 1", "ankle boot 2")
+    assert (n_asked, found.counts["sampled"], len(found)) == (2, 4, 3)
 
 
-def test_too_few_unique_sentences_end_in_a_user_error():
-    """After a bounded number of rounds the message gives the counts and the remedy."""
-    sampler = FakeSampler(*[["ankle boot", "a boot"]] * 100)
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_too_few_unique_sentences_end_in_a_user_error(rounds: int):
+    """After the rounds that the specification allows the message gives the counts and the remedies."""
+    sampler = FakeSampler(boot=[["ankle boot", "a boot"]] * 100)
     with pytest.raises(UserError) as caught:
-        unique_sentences(sampler, "Ankle boot", asked=2, kept=3, at_least=3, require_class_name=True)
-    assert sampler.asked == MAX_ROUNDS
+        enhance([SPEC | {"kept": 3, "at_least": 3, "rounds": rounds}], sampler)
+    assert len(sampler.asked) == rounds
     message = str(caught.value)
-    for word in (
+    for words in (
+        f"{rounds} rounds of 4",
         "'Ankle boot'",
         "gave 1 unique",
         "at least 3 are needed",
-        "4 duplicates",
-        "5 without",
-        "dropped",
-        "at_least",
+        f"{rounds - 1} duplicates",
+        f"{rounds} without the class name, dropped",
+        "prompts.language_enhancement",
+        "lower at_least",
     ):
-        assert word in message
+        assert words in message
 
 
 def test_asking_ends_when_a_round_brings_nothing_new():
     """With `at_least` there, a round of duplicates is the last; what is there is kept."""
-    sampler = FakeSampler(["ankle boot 1", "ankle boot 2"], *[["ankle boot 1", "ankle boot 2"]] * 100)
-    found = unique_sentences(sampler, "Ankle boot", asked=2, kept=9, at_least=2, require_class_name=True)
-    assert found.kept == ("ankle boot 1", "ankle boot 2")
-    assert sampler.asked == 2
+    found, n_asked = sentences(["ankle boot 1", "ankle boot 2"], *[["ankle boot 1"]] * 100, kept=4)
+    assert found.first(4) == ("ankle boot 1", "ankle boot 2")
+    assert n_asked == 2
+
+
+def test_classes_are_asked_for_together_and_only_while_they_need_it():
+    """A round's requests are of the classes that still lack sentences; each gets its own answers."""
+    sampler = FakeSampler(
+        boot=[["boot 1", "boot 2"]], bag=[["bag 1"], ["bag 1"], ["bag 2", "bag 3"]], coat=[["coat 1"], ["coat 2"]]
+    )
+    found = enhance([SPEC | {"class_name": name} for name in ("boot", "bag", "coat")], sampler)
+    assert [requests for requests in sampler.asked if requests] == [["boot", "bag", "coat"], ["bag", "coat"], ["bag"]]
+    assert [each.first(2) for each in found] == [("boot 1", "boot 2"), ("bag 1", "bag 2"), ("coat 1", "coat 2")]
+
+
+def test_each_class_is_asked_for_as_many_rounds_as_its_specification_allows():
+    """One class in need does not cost the others more rounds than they may have."""
+    sampler = FakeSampler(boot=[["boot 1"], ["boot 2"]], bag=[["bag 1"], ["bag 2"]])
+    specs = [SPEC | {"class_name": "boot", "rounds": 1, "at_least": 1}, SPEC | {"class_name": "bag"}]
+    enhance(specs, sampler)
+    assert [requests for requests in sampler.asked if requests] == [["boot", "bag"], ["bag"]]
+
+
+def test_a_request_says_all_that_a_sentence_depends_on():
+    """Words, settings and a seed of run seed, class and round."""
+    asked: list[Request] = []
+
+    def sample(requests: Any) -> list[list[str]]:
+        asked.extend(requests)
+        return [[f"ankle boot {len(asked)}"] for _ in requests]
+
+    enhance([SPEC | {"keywords": ["brown", "old"], "seed": 3}], sample)
+    assert asked == [
+        Request(
+            words=("Ankle boot", "brown", "old"),
+            n=4,
+            top_p=0.9,
+            top_k=7,
+            temperature=1.5,
+            seed=derive_seed(3, "sentences", "Ankle boot", number),
+        )
+        for number in (0, 1)
+    ]
 
 
 # --- the stage --------------------------------------------------------------------------------------------------------
@@ -152,63 +208,18 @@ def test_basic_prompts_of_a_dataset(params: dict[str, Any]):
     assert [table["class_name"].to_pylist() for table in tables] == [[name] for name in SHAPES]
 
 
-# --- the model --------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def model(tiny_models: dict[str, str]) -> Any:
-    from pipeline_lib.prompts import SentenceModel
-
-    return SentenceModel(tiny_models["sentences"], None)
-
-
-def test_sampling_is_a_function_of_its_arguments(model: Any):
-    """The same seed gives the same sentences, another seed others, and the caller's random state is left alone."""
-    import torch
-
-    def sample(seed: int) -> list[str]:
-        return model.sample(["red", "cat"], 6, top_p=0.95, temperature=1.0, seed=seed)
-
-    torch.manual_seed(123)
-    expected_next = torch.rand(3)
-    torch.manual_seed(123)
-    first = sample(0)
-    assert torch.equal(torch.rand(3), expected_next)
-    torch.manual_seed(456)
-    assert sample(0) == first
-    assert sample(1) != first
-    assert len(first) == 6
-    assert len(set(first)) > 1
-
-
-def test_words_and_temperature_matter(model: Any):
-    """Another concept gives other sentences; near zero temperature they are all alike."""
-
-    def sample(words: list[str], temperature: float) -> list[str]:
-        return model.sample(words, 4, top_p=1.0, temperature=temperature, seed=0)
-
-    assert sample(["red", "cat"], 1.0) != sample(["blue", "fish"], 1.0)
-    assert len(set(sample(["red", "cat"], 1e-4))) == 1
-
-
-def test_enhanced_prompts_of_a_class(params: dict[str, Any], tiny_models: dict[str, str], model: Any):
-    """The prompts of a class are a function of its spec; the run seed changes them."""
-    plans = [planned(changed(params, models=tiny_models, seed=seed)) for seed in (0, 0, 1)]
-    tables = []
-    for plan in plans:
-        table, counts = class_prompts(plan.prompts("language_enhancement")[0].members[0].spec, model)
-        assert counts["sampled"] >= 4
-        assert len(table) == 2
-        tables.append(table)
-    assert tables[0].equals(tables[1])
-    assert not tables[0].equals(tables[2])
-
-
-def test_a_folder_that_is_no_model_is_a_user_error(tmp_path: Path):
-    """The message names the configuration key and the folder."""
+def test_enhanced_prompts_of_a_dataset(params: dict[str, Any], tiny_models: dict[str, Any]):
+    """One file per class, a function of its spec; the record has the counts; the run seed changes the sentences."""
     pytest.importorskip("transformers")
-    from pipeline_lib.prompts import SentenceModel
-
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(UserError, match=r"models\.sentences.*cannot be loaded"):
-        SentenceModel(str(tmp_path), None)
+    tables = []
+    for store, batch_size, seed in (("a", 64, 0), ("b", 1, 0), ("c", 64, 1)):
+        settings = {"prompts__language_enhancement__batch_size": batch_size, "seed": seed}
+        plan = planned(changed(params, models=tiny_models, store=f"{params['store']}/{store}", **settings))
+        (prompts,) = plan.prompts("language_enhancement")
+        stages.prompts(prompts, plan.store)
+        tables.append([pq.read_table(plan.store.path(unit)) for unit in prompts.members])
+        record = plan.store.record(prompts.members[0])
+        assert record is not None and record.details["sampled"] >= 4 and record.details["device"] == "cpu"
+    assert [table["class_name"].to_pylist() for table in tables[0]] == [[name] * 2 for name in SHAPES]
+    assert tables[0] == tables[1]
+    assert tables[0] != tables[2]

@@ -1,13 +1,19 @@
-"""Scores against a float64 softmax, and their bounds."""
+"""Scores against a float64 softmax, and their bounds; the stages that read features shard by shard."""
 
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from pipeline_lib import scores
-from pipeline_lib.classifiers.head import Head, zero_shot_head
+from pipeline_lib import scores, stages
+from pipeline_lib.classifiers.head import Head, save_head, save_heads, zero_shot_head
+from pipeline_lib.embeddings import write_embeddings
+from pipeline_lib.records import MANIFEST, SCORES, predictions_schema
 from pipeline_lib.scores import score
+from pipeline_lib.store import Artifact, Store
 
 
 def make(n=500, d=16, n_classes=7, seed=0):
@@ -104,3 +110,95 @@ def test_no_images_give_no_scores():
 def test_bad_input_is_named(features, own, message):
     with pytest.raises(ValueError, match=message):
         score(features, own, make()[2])
+
+
+# --- the stages -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """Features of three shards, each with classes and prompts of its own, and a head."""
+    features, own, head = make()
+    for name, rows in (("a", slice(0, 200)), ("b", slice(200, 201)), ("c", slice(201, 500))):
+        n = rows.stop - rows.start
+        table = pa.table(
+            {
+                "image_id": [f"i{number}" for number in range(rows.start, rows.stop)],
+                "class_name": [str(index) for index in own[rows]],
+                "prompt": [f"prompt {index} of {name}" for index in own[rows]],
+                "seed": pa.array(range(rows.start, rows.stop), pa.int64()),
+                "source_id": pa.array(range(rows.start, rows.stop), pa.int64()),
+                "valid": [True] * n,
+            }
+        )
+        write_embeddings(table, features[rows], tmp_path / f"{name}.parquet")
+    save_head(tmp_path / "head", head)
+    save_heads(tmp_path / "tuned", {seed: make(seed=seed)[2] for seed in (5, 6)})
+    monkeypatch.setattr(stages, "member_paths", lambda *_: ["a.parquet", "b.parquet", "c.parquet"])
+    return Store(tmp_path)
+
+
+def run(stage: str, store: Store, spec: dict, **location: str) -> Artifact:
+    artifact = Artifact(stage, {"stage": stage, "class_names": [str(i) for i in range(7)], **spec}, ".parquet")
+    artifact = Artifact(stage, artifact.spec, ".parquet", location=location)
+    stages.STAGES[stage](artifact, store)
+    return artifact
+
+
+def test_scores_of_shards_are_those_of_all_images(store: Store):
+    """One table in order, whatever the shards; dictionaries of different shards are merged."""
+    artifact = run("scores", store, {"embeddings": ["any"], "head": "head"})
+    table = pq.read_table(store.path(artifact))
+    features, own, head = make()
+    expected = score(features.astype(np.float16), own, head)
+    assert table.schema.equals(SCORES)
+    assert table["image_id"].to_pylist() == [f"i{number}" for number in range(500)]
+    np.testing.assert_array_equal(table["class_index"], own)
+    np.testing.assert_array_equal(table["predicted_class"], expected.predicted_class)
+    np.testing.assert_allclose(table["own_probability"], expected.own_probability, rtol=1e-4)
+    np.testing.assert_allclose(table["max_probability"], expected.max_probability, rtol=1e-4)
+    names = ["a"] * 200 + ["b"] + ["c"] * 299
+    assert table["prompt"].to_pylist() == [f"prompt {i} of {name}" for i, name in zip(own, names, strict=True)]
+    assert pq.read_metadata(store.path(artifact)).num_row_groups == 1
+
+
+def test_predictions_of_shards_are_those_of_all_images(store: Store):
+    """The zero-shot head's and each seed's, in the order of the seeds."""
+    artifact = run("predictions", store, {"embeddings": "any", "head": "head", "classifier": "tuned"})
+    table = pq.read_table(store.path(artifact))
+    features, own, head = make()
+    half = features.astype(np.float16)
+    assert table.schema.equals(predictions_schema(2))
+    np.testing.assert_array_equal(table["label"], own)
+    np.testing.assert_array_equal(table["source_id"], range(500))
+    np.testing.assert_array_equal(table["zero_shot"], head.logits(half).argmax(axis=1))
+    tuned = np.stack([make(seed=seed)[2].logits(half).argmax(axis=1) for seed in (5, 6)], axis=1)
+    np.testing.assert_array_equal(table["tuned"].to_pylist(), tuned)
+
+
+def test_classifiers_are_tuned_on_the_kept_images(store: Store, monkeypatch: pytest.MonkeyPatch):
+    """Features and labels of the manifest's kept rows, across shards, on the device that the configuration names."""
+    pytest.importorskip("torch")
+    from pipeline_lib.classifiers import tuning
+
+    features, own, _ = make()
+    kept = np.random.default_rng(3).random(500) < 0.4
+    columns = {field.name: pa.nulls(500, field.type) for field in MANIFEST}
+    columns |= {"image_id": [f"i{n}" for n in range(500)], "class_index": pa.array(own, pa.int32()), "kept": kept}
+    pq.write_table(pa.table(columns), store.path("manifest"))
+    asked = []
+    original = tuning.tune
+
+    def spy(*arguments: object) -> object:
+        asked.append(arguments)
+        return original(*arguments)
+
+    monkeypatch.setattr(tuning, "tune", spy)
+    settings = {"epochs": 1, "learning_rate": 0.001, "weight_decay": 0.1, "batch_size": 32, "seeds": [5], "loss": "ce"}
+    spec = {"embeddings": ["any"], "head": "head", "manifest": "manifest", **settings}
+    artifact = run("classifiers", store, spec, device="cpu")
+    np.testing.assert_array_equal(asked[0][0], features.astype(np.float16)[kept])
+    np.testing.assert_array_equal(asked[0][1], own[kept])
+    assert asked[0][-1] == "cpu"
+    record = store.record(artifact)
+    assert record is not None and record.details["n_images"] == kept.sum()

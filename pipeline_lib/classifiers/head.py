@@ -148,11 +148,6 @@ def load_heads(path: str | os.PathLike[str], class_names: Sequence[str] | None =
     }
 
 
-def load_head_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
-    """The extra metadata that `save_head` was given. Raises as `load_head` for a file that is not safetensors."""
-    return {key: value for key, value in sorted(_read(path)[1].items()) if key not in _RESERVED}
-
-
 def _read(path: str | os.PathLike[str]) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
     try:
         with safe_open(path, framework="np") as file:
