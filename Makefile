@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # One thread per process: Snakemake and pytest run as many processes as there are cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: table1 table2 all test lint restore miniature_models install clean
+.PHONY: table1 table2 all smoke test lint restore miniature_models install clean
 
 table1: install
 	snakemake --cores all --quiet rules -- results/table1.csv
@@ -19,6 +19,12 @@ table2: install
 
 all: install
 	snakemake --cores all --quiet rules
+
+# Every real format of models and data through the same rules, on random models.
+smoke: install
+	python tests/smoke_study.py data/smoke
+	snakemake --cores all --quiet rules --configfile workflow/studies/smoke.yaml -- results/smoke/table1.csv
+	@cat results/smoke/table1.md
 
 test: install
 	pytest -n 2 --dist loadfile
@@ -42,7 +48,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	@echo "Installing torch, diffusers, snakemake, dvc ... (about 6 GB, a few minutes)"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[models,workflow,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[models,data,workflow,dev]"
 	touch $@
 
 clean:

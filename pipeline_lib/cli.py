@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from pipeline_lib.errors import UserError
+from pipeline_lib.generators.glide import TOKENIZER
 
 app = typer.Typer(
     help="Synthetic images for image recognition, stage by stage.",
@@ -44,7 +45,7 @@ def _stage_command(name: str, summary: str) -> None:
 STAGE_HELP = {
     "prompts": "write the prompts of every class.",
     "images": "draw images with the text-to-image model.",
-    "datasets": "bring real images into shards.",
+    "real_images": "bring real images into shards.",
     "embeddings": "encode images with the frozen CLIP encoder.",
     "heads": "make the zero-shot head from class prompts.",
     "scores": "score synthetic images with the zero-shot head.",
@@ -134,6 +135,7 @@ def gc(
     from pipeline_lib.plan import Plan
 
     plan = Plan(_config(params, overlay or []))
+    plan.require_models()
     found = unreached(plan)
     for path, n_bytes in found:
         print(f"{n_bytes:>12} {path}")
@@ -148,12 +150,45 @@ def gc(
 def plan(
     params: ParamsOption = Path("params.yaml"), overlay: Annotated[list[Path] | None, typer.Option()] = None
 ) -> None:
-    """Print what the configuration asks for and how much of it is there."""
-    from pipeline_lib.maintenance import plan_summary
+    """Print what the configuration asks for, how much of it is there, and what the rest costs."""
+    from pipeline_lib.costs import amounts, summary
     from pipeline_lib.plan import Plan
 
-    for line in plan_summary(Plan(_config(params, overlay or []))):
+    planned = Plan(_config(params, overlay or []))
+    config = planned.config
+    for message in planned.missing_models:
+        print(f"Not here yet: {message}")
+    print(f"study {config.study}: {len(config.datasets)} data sets, {len(config.models.encoders)} encoders")
+    for line in summary(amounts(planned), config.costs):
         print(line)
+
+
+@app.command("datasets", rich_help_panel="Configuration")
+def list_datasets(
+    params: ParamsOption = Path("params.yaml"), overlay: Annotated[list[Path] | None, typer.Option()] = None
+) -> None:
+    """List the data sets: what of each is here, what is missing, and where to get it."""
+    from pipeline_lib.datasets.listing import describe_datasets
+
+    for line in describe_datasets(_config(params, overlay or [])):
+        print(line)
+
+
+@app.command("convert-glide", rich_help_panel="Models")
+def convert_glide(
+    base: Annotated[Path, typer.Argument(help="OpenAI's checkpoint of the 64x64 base model (base.pt).")],
+    upsample: Annotated[Path, typer.Argument(help="OpenAI's checkpoint of the 256x256 upsampler (upsample.pt).")],
+    out: Annotated[Path, typer.Argument(help="Folder to write; it must not be there yet.")],
+    tokenizer: Annotated[str, typer.Option(help="GPT-2's tokenizer: a folder, or a hub id.")] = TOKENIZER,
+    tokenizer_revision: Annotated[
+        str | None, typer.Option(help="Commit of the tokenizer's hub repository; default: the one checked.")
+    ] = None,
+) -> None:
+    """Write GLIDE as a diffusers pipeline, from OpenAI's two checkpoints; nothing in them is executed."""
+    from pipeline_lib.generators.glide.convert import convert
+
+    convert(base, upsample, out, tokenizer, tokenizer_revision)
+    print(f"{out} is written. In the configuration: models: {{generator: {out if out.is_absolute() else f'./{out}'}}}")
 
 
 @app.command(rich_help_panel="Configuration")

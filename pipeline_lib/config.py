@@ -11,6 +11,8 @@ from pipeline_lib.errors import UserError
 from pipeline_lib.records import Loss, Strategy
 
 Positive = Annotated[int, Field(ge=1)]
+Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]  # a branch or tag moves, a commit does not
+Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 FolderName = Annotated[str, Field(pattern=r"^[^{}*?\[\]\n]+$")]  # Snakemake reads those as wildcards
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
@@ -22,21 +24,40 @@ class _Section(BaseModel):
     )
 
 
+class EncoderModel(_Section):
+    """A CLIP model that open_clip loads."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9_]{1,40}$")]
+    """What the tables call it: lower-case letters, digits and underscores."""
+    model: str
+    """`local-dir:FOLDER`, `hf-hub:OWNER/NAME` with `revision`, or an architecture name with `pretrained`."""
+    pretrained: str | None = None
+    """open_clip pretrained tag, for example `openai`, or a checkpoint file."""
+    revision: Commit | None = None
+    """Commit (40 hexadecimal digits) of the hub repository."""
+
+
 class Models(_Section):
-    """The three pretrained models, each a hub id or a local folder."""
+    """The pretrained models, each a hub id or a local folder."""
 
     generator: str
-    """Text-to-image model that diffusers' AutoPipeline loads."""
-    generator_revision: str | None = None
-    """Commit of the hub repository; required for a hub id, so that the run can be repeated."""
-    encoder: str
-    """open_clip model: `local-dir:FOLDER`, `hf-hub:ID`, or an architecture name with `encoder_pretrained`."""
-    encoder_pretrained: str | None = None
-    """open_clip pretrained tag, for example `openai`."""
+    """Text-to-image model: one that diffusers' AutoPipeline loads, or GLIDE as `convert-glide` writes it."""
+    generator_revision: Commit | None = None
+    """Commit (40 hexadecimal digits) of the hub repository; required for a hub id, so that the run can be repeated."""
+    encoders: Annotated[list[EncoderModel], Field(min_length=1)]
+    """CLIP models; Table 1 has a block of rows for each, Table 2 is of the first."""
     sentences: str
     """Word-to-sentence model (T5-style) that transformers loads."""
-    sentences_revision: str | None = None
-    """Commit of the hub repository of the word-to-sentence model."""
+    sentences_revision: Commit | None = None
+    """Commit (40 hexadecimal digits) of the hub repository of the word-to-sentence model."""
+
+    @field_validator("encoders")
+    @classmethod
+    def _distinct(cls, encoders: list[EncoderModel]) -> list[EncoderModel]:
+        names = [encoder.name for encoder in encoders]
+        if len(set(names)) != len(names):
+            raise ValueError(f"encoders must have different names, {', '.join(names)} do not")
+        return encoders
 
 
 class LanguageEnhancement(_Section):
@@ -47,13 +68,19 @@ class LanguageEnhancement(_Section):
     kept: Positive
     """Unique sentences kept per class at the most; images cycle through them."""
     at_least: Positive
-    """Fewer unique sentences than this, after several rounds of asking, are an error."""
+    """Fewer unique sentences than this, after all rounds of asking, are an error."""
+    rounds: Positive
+    """How often `asked` sentences are asked for, at the most, until `kept` unique ones are there."""
     top_p: Annotated[float, Field(gt=0, le=1)]
-    """Nucleus sampling: the probability mass sampled from."""
+    """Nucleus sampling: the probability mass sampled from; 1: all of it."""
+    top_k: Annotated[int, Field(ge=0)]
+    """Only the k most probable next tokens are sampled from; 0: all of them."""
     temperature: Annotated[float, Field(gt=0)]
     """Softmax temperature of sampling."""
     require_class_name: bool
     """Drop sentences that do not contain the class name (folded); dropped ones are counted."""
+    batch_size: Positive
+    """Sentences sampled together; halved, and the run goes on, when memory runs out."""
 
     @model_validator(mode="after")
     def _enough(self) -> "LanguageEnhancement":
@@ -86,14 +113,20 @@ class Images(_Section):
     """Sampling steps."""
     guidance_scale: Annotated[float, Field(ge=1)]
     """Classifier-free guidance scale s (paper, Equation 8); 1 turns guidance off."""
+    negative_prompt: str = ""
+    """Guidance leads away from this prompt; empty: from no prompt, as in the paper."""
+    scheduler: str | None = None
+    """Name of a diffusers scheduler class that the model allows; null: the model's own."""
     height: Annotated[int, Field(ge=8, multiple_of=8)] | None = None
     """Height in pixels; null: the model's own."""
     width: Annotated[int, Field(ge=8, multiple_of=8)] | None = None
     """Width in pixels; null: the model's own."""
     format: Literal["png", "jpeg", "webp"]
     """Encoding of the stored images."""
-    dtype: Literal["auto", "float32", "float16", "bfloat16"]
+    dtype: Dtype
     """Precision of the generator; auto: float16 on a GPU, bfloat16 on a CPU that has it, else float32."""
+    compile: bool = False
+    """Compile the model with torch.compile: minutes at the start of a job, then faster sampling."""
     per_shard: Positive
     """Images in one Parquet shard: a range of one class's image indices."""
     classes_per_job: Positive
@@ -104,7 +137,11 @@ class Embeddings(_Section):
     """Image encoder passes."""
 
     batch_size: Positive
-    """Images encoded together."""
+    """Images encoded together; halved, and the run goes on, when memory runs out."""
+    dtype: Dtype
+    """Precision of the image encoder; auto: float16 on a GPU, float32 on a CPU. Text is always encoded in float32."""
+    workers: Annotated[int, Field(ge=0)]
+    """Threads that decode images while the encoder works; 0: none, one after the other."""
 
 
 class ClipFilter(_Section):
@@ -168,6 +205,19 @@ class Tables(_Section):
     """Data sets of Table 2, a subset of `datasets`."""
 
 
+class Costs(_Section):
+    """What `python -m pipeline_lib plan` reckons with. Determines no number of a table."""
+
+    images_per_second: Annotated[float, Field(gt=0)] | None = None
+    """Images that one GPU (or this CPU) draws in a second; null: no time is estimated."""
+    encodes_per_second: Annotated[float, Field(gt=0)] | None = None
+    """Images that one GPU (or this CPU) encodes in a second; null: no time is estimated."""
+    kilobytes_per_image: Annotated[float, Field(gt=0)]
+    """Size of a stored image, in units of 1,000 bytes. Before a run starts, the disk must have room for the plan."""
+    kilobytes_per_embedding: Annotated[float, Field(gt=0)]
+    """Size of a stored feature: about 2 bytes for each of its dimensions."""
+
+
 class Config(_Section):
     """params.yaml."""
 
@@ -180,7 +230,9 @@ class Config(_Section):
     results: FolderName
     """Folder of tables and pictures; its name holds no { } * ? [ ]."""
     data: str
-    """Folder for downloaded source data."""
+    """Folder of source data: DATA/<data set> holds what its download unpacks to."""
+    device: Literal["auto", "cpu", "cuda"]
+    """Where models run; auto: on a GPU where there is one; cuda: without a GPU nothing starts."""
     fashion_mnist: str | None = None
     """Folder with Fashion-MNIST's four .gz files; null: found or fetched."""
     datasets: Annotated[list[str], Field(min_length=1)]
@@ -203,6 +255,8 @@ class Config(_Section):
     """Evaluation."""
     tables: Tables
     """Tables."""
+    costs: Costs
+    """Rates for the estimate of time and disk."""
 
     @model_validator(mode="after")
     def _known_datasets(self) -> "Config":
@@ -217,10 +271,11 @@ class Config(_Section):
         if missing:
             raise ValueError(f"tables.table2_datasets: {', '.join(missing)} must also be listed in datasets")
         for name in self.datasets:
-            if registry[name].folder is not None and self.evaluation.split != "test":
+            if self.evaluation.split not in registry[name].splits:
                 raise ValueError(
-                    f"evaluation.split: {self.evaluation.split!r} is not there for own_datasets.{name}: its "
-                    f"folder holds test images; choose settings on a data set of other images, or write test"
+                    f"evaluation.split: {self.evaluation.split!r} is not there for {name}, whose images are "
+                    f"{' and '.join(registry[name].splits)}; choose settings on a data set of other images, or write "
+                    f"test"
                 )
         if self.fashion_mnist is not None and not Path(self.fashion_mnist).is_dir():
             raise ValueError(f"fashion_mnist: the folder {self.fashion_mnist!r} does not exist; name one or write null")
@@ -307,6 +362,8 @@ def _looks_like_number(text: str) -> bool:
 def _section(location: list[Any]) -> type[BaseModel] | None:
     model: type[BaseModel] | None = Config
     for part in location:
+        if isinstance(part, int):  # of a list, all entries are alike
+            continue
         field = model.model_fields.get(part) if model and isinstance(part, str) else None
         if field is None:
             return None

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,6 +13,10 @@ from pipeline_lib.store import file_sha256, write_json
 _CACHE_FROM_BYTES = 64 * 1024 * 1024  # in all; less hashes faster than the cache is worth
 # Of a model folder these determine the numbers; READMEs and pictures do not.
 _MODEL_SUFFIXES = frozenset({".safetensors", ".json", ".txt", ".model", ".pt", ".pth", ".ckpt", ".bin", ".jinja"})
+
+
+class MissingModelError(UserError):
+    """A model that should be here is not. What needs it can be planned all the same, not made."""
 
 
 class DigestCache:
@@ -28,13 +32,20 @@ class DigestCache:
 
     def files(self, root: Path, files: Sequence[Path]) -> str:
         """SHA-256 over the files' paths relative to `root` and their contents."""
+        return self._remembered("", files, lambda: _digest(root, files))
+
+    def file(self, path: Path) -> str:
+        """SHA-256 of one file's content."""
+        return self._remembered("file ", [path], lambda: file_sha256(path))
+
+    def _remembered(self, kind: str, files: Sequence[Path], compute: Callable[[], str]) -> str:
         stats = [(path, path.stat()) for path in files]
         if sum(stat.st_size for _, stat in stats) < _CACHE_FROM_BYTES:
-            return _digest(root, files)
+            return compute()
         listing = [f"{path.absolute()}:{stat.st_size}:{stat.st_mtime_ns}" for path, stat in stats]
-        identity = hashlib.sha256("\n".join(listing).encode()).hexdigest()
+        identity = hashlib.sha256((kind + "\n".join(listing)).encode()).hexdigest()
         if identity not in self._known:
-            self._known[identity] = _digest(root, files)
+            self._known[identity] = compute()
             self._changed = True
         return self._known[identity]
 
@@ -76,7 +87,7 @@ def model_digest(model: str, revision: str | None, key: str, cache: DigestCache)
             raise UserError(f"models.{key}: the folder {model!r} holds no {' or '.join(sorted(_MODEL_SUFFIXES))} file")
         return f"sha256:{cache.files(folder, files)}"
     if model.startswith((".", "/")) or model.count("/") != 1:
-        raise UserError(
+        raise MissingModelError(
             f"models.{key}: the folder {model!r} does not exist; name a model folder or a hub id OWNER/NAME"
         )
     if revision is None:
@@ -85,3 +96,35 @@ def model_digest(model: str, revision: str | None, key: str, cache: DigestCache)
             f"(a commit of the hub repository), so that the same weights are used every time"
         )
     return f"hub:{model}@{revision}"
+
+
+def encoder_digest(model: str, pretrained: str | None, revision: str | None, name: str, cache: DigestCache) -> str:
+    """What identifies a CLIP model: the content of a local folder or checkpoint, or the names that open_clip resolves.
+
+    `name` is the key below `models.encoders` to name in errors.
+    """
+    key = f"models.encoders.{name}"
+    if model.startswith("local-dir:"):
+        folder = model.removeprefix("local-dir:")
+        if not Path(folder).is_dir():
+            raise MissingModelError(f"{key}: the folder {folder!r} of {model!r} does not exist; name a model folder")
+        return model_digest(folder, None, f"encoders.{name}", cache)
+    if model.startswith("hf-hub:"):
+        if revision is None:
+            raise UserError(
+                f"{key}: pin {model!r} with {key}.revision (a commit of the hub repository), so that the same weights "
+                f"are used every time"
+            )
+        return f"hub:{model.removeprefix('hf-hub:')}@{revision}"
+    if pretrained is None:
+        raise UserError(
+            f"{key}: {model!r} names an architecture without weights; name them in {key}.pretrained (for example "
+            f"openai), or give local-dir:FOLDER or hf-hub:OWNER/NAME"
+        )
+    if Path(pretrained).is_file():
+        return f"open_clip:{model}:sha256:{cache.file(Path(pretrained))}"
+    if Path(pretrained).suffix or "/" in pretrained:
+        raise MissingModelError(
+            f"{key}.pretrained: the checkpoint {pretrained!r} does not exist; name a file or an open_clip tag"
+        )
+    return f"open_clip:{model}:{pretrained}" + (f"@{revision}" if revision else "")

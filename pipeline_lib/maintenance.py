@@ -162,35 +162,10 @@ def _unrecorded(store: Store) -> Iterator[str]:
             yield store.relative(path)
 
 
-# --- gc and plan ------------------------------------------------------------------------------------------------------
+# --- gc ---------------------------------------------------------------------------------------------------------------
 
 
 def unreached(plan: Plan) -> list[tuple[str, int]]:
     """Artifacts (path relative to the store, bytes) that no target of the plan needs."""
     reached = plan.reached()
     return [(record.path, record.n_bytes) for record in plan.store.records() if record.path not in reached]
-
-
-def plan_summary(plan: Plan) -> Iterator[str]:
-    """Lines with the number of artifacts and images per stage, and how many of them are there."""
-    counts: dict[str, list[int]] = {}
-    seen: set[str] = set()
-    n_images = n_images_there = 0
-    for job in plan.jobs.values():
-        for artifact in job.members or (job,):
-            if artifact.path in seen:
-                continue
-            seen.add(artifact.path)
-            there = plan.store.is_complete(artifact)
-            count = counts.setdefault(str(artifact.spec["stage"]), [0, 0])
-            count[0] += 1
-            count[1] += there
-            if artifact.spec["stage"] == "images":
-                size = int(artifact.spec["stop"] - artifact.spec["start"])
-                n_images += size
-                n_images_there += size if there else 0
-    yield f"study {plan.config.study}: {len(plan.config.datasets)} data sets"
-    for stage, (n, n_there) in counts.items():
-        if stage not in ("tables", "samples"):
-            yield f"  {stage:<12} {n:>8} artifacts, {n_there} of them there"
-    yield f"synthetic images: {n_images}, {n_images_there} of them there"

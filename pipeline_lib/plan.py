@@ -1,104 +1,59 @@
-"""From a configuration to the graph of artifacts: every spec, key and path, before anything runs.
+"""From a configuration to the graph of artifacts: every spec, key and path, before anything runs."""
 
-Units (prompts of one class, a shard of images, the embeddings of a shard) are shared between data sets, tables and
-studies; a *set* names the units that one job makes and is the file that the graph sees. All else is one file per job.
-"""
-
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from functools import wraps
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 from pipeline_lib.config import Config
-from pipeline_lib.datasets.registry import IMAGE_SUFFIXES, Dataset
-from pipeline_lib.digests import DigestCache, files_below, model_digest
+from pipeline_lib.datasets.registry import Dataset, Split
+from pipeline_lib.datasets.units import real_units
+from pipeline_lib.digests import DigestCache, MissingModelError, encoder_digest, model_digest
 from pipeline_lib.errors import UserError
-from pipeline_lib.records import Loss, Strategy
-from pipeline_lib.store import Artifact, Store, slug
+from pipeline_lib.graph import Graph, once, paths_of
+from pipeline_lib.methods import TABLE2_METHODS, Method
+from pipeline_lib.records import Strategy
+from pipeline_lib.store import Artifact, slug
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
-# A stage's version goes up when a change to its code changes what it makes; nothing else remakes old artifacts.
-VERSIONS = {
-    "prompts": 1,
-    "images": 1,
-    "datasets": 1,
-    "embeddings": 1,
-    "heads": 1,
-    "scores": 1,
-    "manifests": 1,
-    "classifiers": 1,
-    "predictions": 1,
-    "metrics": 1,
-    "tables": 1,
-    "samples": 1,
-}
-SAMPLES_PER_CLASS = 16
+# Of a contact sheet, which a person looks at.
+SAMPLES = 16  # images per class
+SAMPLED_CLASSES = 20
 
 
-@dataclass(frozen=True)
-class Method:
-    """One way to use synthetic images: prompts, filter and loss."""
-
-    strategy: Strategy
-    clip_filter: bool
-    loss: Loss
-
-    @property
-    def name(self) -> str:
-        return "_".join([self.strategy, *(["clip_filter"] if self.clip_filter else []), self.loss])
-
-
-# Paper, Table 2: {B, LE, LE+CF} x {CE, SCE}
-_TABLE2_DATA: tuple[tuple[Strategy, bool], ...] = (
-    ("basic", False),
-    ("language_enhancement", False),
-    ("language_enhancement", True),
-)
-_LOSSES: tuple[Loss, ...] = ("ce", "sce")
-TABLE2_METHODS = tuple(
-    Method(strategy, clip_filter, loss) for strategy, clip_filter in _TABLE2_DATA for loss in _LOSSES
-)
-
-
-def _once(method: Callable[P, T]) -> Callable[P, T]:
-    """Remember what a plan's method returned, by its positional arguments: at the paper's scale one image set has
-    thousands of keys to hash."""
-
-    @wraps(method)
-    def remembered(*args: P.args, **kwargs: P.kwargs) -> T:
-        plan, *rest = args
-        key = (method.__name__, *map(_identity, rest), *map(_identity, kwargs.values()))
-        memory: dict[Any, T] = plan.__dict__.setdefault("_memory", {})
-        if key not in memory:
-            memory[key] = method(*args, **kwargs)
-        return memory[key]
-
-    return remembered
-
-
-def _identity(argument: Any) -> Any:
-    if isinstance(argument, Artifact):
-        return argument.path
-    return argument.name if isinstance(argument, Dataset) else argument
-
-
-class Plan:
+class Plan(Graph):
     """The artifacts that a configuration asks for. Methods return `Artifact`s; `jobs` holds all that have a rule."""
 
     def __init__(self, config: Config):
+        super().__init__(Path(config.store))
         self.config = config
-        self.store = Store(Path(config.store))
-        self.jobs: dict[str, Artifact] = {}
         self._digests = DigestCache(self.store.root / "digests.json")
-        models = config.models
-        self._generator = model_digest(models.generator, models.generator_revision, "generator", self._digests)
-        self._sentences = model_digest(models.sentences, models.sentences_revision, "sentences", self._digests)
-        self._encoder = _encoder_digest(models.encoder, models.encoder_pretrained, self._digests)
+        self.missing_models: list[str] = []
+        models, digests = config.models, self._digests
+        self._generator = self._identity(
+            model_digest, models.generator, models.generator_revision, "generator", digests
+        )
+        self._sentences = self._identity(
+            model_digest, models.sentences, models.sentences_revision, "sentences", digests
+        )
+        self._encoder_models = {encoder.name: encoder for encoder in models.encoders}
+        self._encoders = {
+            name: self._identity(encoder_digest, encoder.model, encoder.pretrained, encoder.revision, name, digests)
+            for name, encoder in self._encoder_models.items()
+        }
         self.tables = {"table1": self._table1(), "table2": self._table2()}
         self._digests.save()
+
+    def _identity(self, digest: Callable[..., str], model: str, *arguments: Any) -> str:
+        """A model's digest. One that is not here yet leaves a note: what a study costs can be asked before that."""
+        try:
+            return digest(model, *arguments)
+        except MissingModelError as error:
+            self.missing_models.append(str(error))
+            return f"missing:{model}"
+
+    def require_models(self) -> None:
+        """Raises `UserError` where a model is not here: then nothing can be made, and no key is the final one."""
+        if self.missing_models:
+            raise UserError("\n".join(self.missing_models))
 
     # --- targets ------------------------------------------------------------------------------------------------------
 
@@ -108,32 +63,49 @@ class Plan:
         method = Method(
             self.config.prompts.strategy, self.config.prompts.strategy == "language_enhancement", tuning.loss
         )
-        return self._table("table1", [self.cell(name, method) for name in self.config.datasets])
+        return self._table(
+            "table1",
+            [self.cell(name, method, encoder) for encoder in self._encoders for name in self.config.datasets],
+        )
 
     def _table2(self) -> Artifact:
         names = self.config.tables.table2_datasets
-        return self._table("table2", [self.cell(name, method) for name in names for method in TABLE2_METHODS])
+        encoder = next(iter(self._encoders))
+        return self._table("table2", [self.cell(name, method, encoder) for name in names for method in TABLE2_METHODS])
 
     def _table(self, name: str, cells: list[Artifact]) -> Artifact:
         evaluation = self.config.evaluation
-        return self._job(
+        return self.job(
             "tables",
             name,
             {
                 "study": self.config.study,
                 "table": name,
-                "cells": [cell.path for cell in cells],
+                "cells": paths_of(cells),
                 "bootstrap_resamples": evaluation.bootstrap_resamples,
             },
             suffix=".csv",
-            inputs=[*(cell.path for cell in cells), *(cell.spec["predictions"] for cell in cells)],
+            inputs=[*paths_of(cells), *(cell.spec["predictions"] for cell in cells)],
         )
 
     def samples(self, dataset: str, strategy: Strategy) -> Artifact:
-        """Contact sheet of one image set."""
-        sets = self.images(dataset, strategy)
-        spec = {"dataset": dataset, "strategy": strategy, "images": _paths(sets), "per_class": SAMPLES_PER_CLASS}
-        return self._job("samples", f"{dataset}.{strategy}", spec, suffix=".png", inputs=_paths(sets))
+        """Contact sheet of one image set: some images of some classes, spread over all of them."""
+        prompts = self._class_prompts(self.dataset(dataset), strategy)
+        shown = prompts[:: -(-len(prompts) // SAMPLED_CLASSES)]
+        shards = [shard for unit in shown for shard in self._shards(unit, strategy) if shard.spec["start"] < SAMPLES]
+        spec = {"dataset": dataset, "strategy": strategy, "images": paths_of(shards), "per_class": SAMPLES}
+        return self.job(
+            "samples",
+            f"{dataset}.{strategy}",
+            spec,
+            suffix=".png",
+            inputs=paths_of(shards),
+            after=paths_of(self._sets_with(shards, self.images(dataset, strategy))),
+        )
+
+    def _sets_with(self, units: Sequence[Artifact], sets: Sequence[Artifact]) -> list[Artifact]:
+        wanted = set(paths_of(units))
+        return [one for one in sets if not wanted.isdisjoint(paths_of(one.members))]
 
     def sample_sheets(self, table: str) -> Iterator[tuple[str, Strategy]]:
         """The (data set, strategy) pairs whose images a table rests on."""
@@ -145,11 +117,11 @@ class Plan:
 
     # --- synthetic images ---------------------------------------------------------------------------------------------
 
-    @_once
+    @once
     def dataset(self, name: str) -> Dataset:
         return self.config.dataset(name)
 
-    @_once
+    @once
     def prompts(self, strategy: Strategy) -> list[Artifact]:
         """The prompts of all classes of all data sets, each class once: per job a set of classes."""
         units = {
@@ -157,14 +129,17 @@ class Plan:
             for name in self.config.datasets
             for unit in self._class_prompts(self.dataset(name), strategy)
         }
-        return self._sets("prompts", strategy, list(units.values()), self.config.prompts.classes_per_job)
+        return [
+            self.set("prompts", strategy, units_of_job)
+            for units_of_job in _blocks(list(units.values()), self.config.prompts.classes_per_job)
+        ]
 
-    @_once
+    @once
     def _prompt_set_of(self, strategy: Strategy) -> dict[str, str]:
         """Path of the set that holds each unit."""
         return {unit.path: prompts.path for prompts in self.prompts(strategy) for unit in prompts.members}
 
-    @_once
+    @once
     def _class_prompts(self, dataset: Dataset, strategy: Strategy) -> list[Artifact]:
         return [self._prompts_of(dataset, class_name, strategy) for class_name in dataset.class_names]
 
@@ -178,29 +153,34 @@ class Plan:
                 "keywords": list(dataset.keywords),
                 "model": self._sentences,
                 "seed": self.config.seed,
-                **self.config.prompts.language_enhancement.model_dump(),
+                **self.config.prompts.language_enhancement.model_dump(exclude={"batch_size"}),
             }
-        location = {"model": self.config.models.sentences, "revision": self.config.models.sentences_revision}
-        return self._unit("prompts", f"{slug(class_name)}.{strategy}", spec, location=location)
+        location = {
+            "model": self.config.models.sentences,
+            "revision": self.config.models.sentences_revision,
+            "batch_size": self.config.prompts.language_enhancement.batch_size,
+            "device": self.config.device,
+        }
+        return self.unit("prompts", f"{slug(class_name)}.{strategy}", spec, location=location)
 
-    @_once
+    @once
     def images(self, dataset: str, strategy: Strategy) -> list[Artifact]:
         """The synthetic images: per job a set of shards, each a range of one class's image indices."""
         set_of = self._prompt_set_of(strategy)
-        prompts = self._class_prompts(self.dataset(dataset), strategy)
-        shards = [list(self._shards(unit, strategy)) for unit in prompts]
-        per_job = self.config.images.classes_per_job
         return [
-            self._set(
+            self.set(
                 "images",
                 f"{dataset}.{strategy}",
-                [shard for class_shards in shards[first : first + per_job] for shard in class_shards],
-                after=dict.fromkeys(set_of[unit.path] for unit in prompts[first : first + per_job]),
+                [shard for unit in prompts for shard in self._shards(unit, strategy)],
+                after=dict.fromkeys(set_of[unit.path] for unit in prompts),
             )
-            for first in range(0, len(prompts), per_job)
+            for prompts in _blocks(
+                self._class_prompts(self.dataset(dataset), strategy), self.config.images.classes_per_job
+            )
         ]
 
-    def _shards(self, prompts: Artifact, strategy: Strategy) -> Iterator[Artifact]:
+    @once
+    def _shards(self, prompts: Artifact, strategy: Strategy) -> list[Artifact]:
         images, models = self.config.images, self.config.models
         class_name = prompts.spec["class_name"]
         recipe = {
@@ -208,18 +188,19 @@ class Plan:
             "prompts": prompts.path,
             "generator": self._generator,
             "seed": self.config.seed,
-            **images.model_dump(include={"steps", "guidance_scale", "height", "width", "format", "dtype"}),
+            **images.model_dump(exclude={"per_class", "batch_size", "compile", "per_shard", "classes_per_job"}),
         }
         location = {
             "model": models.generator,
             "revision": models.generator_revision,
             "batch_size": images.batch_size,
+            "compile": images.compile,
+            "device": self.config.device,
         }
         # Shards of one recipe lie in one folder: a longer range takes over what shorter ones already hold.
-        whole = self._unit("images", f"{slug(class_name)}.{strategy}", recipe)
-        for start in range(0, images.per_class, images.per_shard):
-            stop = min(start + images.per_shard, images.per_class)
-            yield self._unit(
+        whole = self.unit("images", f"{slug(class_name)}.{strategy}", recipe)
+        return [
+            self.unit(
                 "images",
                 f"{slug(class_name)}.{strategy}/{whole.short_key}",
                 {**recipe, "start": start, "stop": stop},
@@ -227,97 +208,86 @@ class Plan:
                 inputs=[prompts.path],
                 file_name=f"{start:06d}-{stop:06d}",
             )
+            for start in range(0, images.per_class, images.per_shard)
+            for stop in [min(start + images.per_shard, images.per_class)]
+        ]
 
     # --- real images --------------------------------------------------------------------------------------------------
 
-    @_once
-    def test_images(self, dataset: str) -> Artifact:
-        """The real images that the tables are computed on."""
-        definition, split = self.dataset(dataset), self.config.evaluation.split
-        spec: dict[str, Any] = {
-            "dataset": dataset,
-            "split": split,
-            "class_names": definition.class_names,
-            "n_images": definition.n_images.get(split),
-        }
-        if definition.fashion_mnist:
-            spec["fashion_mnist"] = definition.fashion_mnist
-            location = {"folder": self.config.fashion_mnist, "cache": self.config.data}
-        else:
-            assert definition.folder is not None
-            spec["folders"] = [path.as_posix() for path in definition.folders()]
-            root = Path(definition.folder)
-            images = [path for name in definition.folders() for path in files_below(root / name, IMAGE_SUFFIXES)]
-            spec["content"] = self._digests.files(root, images)
-            location = {"folder": definition.folder}
-        unit = self._unit("datasets", f"{dataset}.{split}", spec, location=location)
-        return self._set("datasets", f"{dataset}.{split}", [unit])
+    @once
+    def real_images(self, dataset: str, split: Split) -> Artifact:
+        """The real images of a split, as shards that one job makes."""
+        units = [
+            self.unit("real_images", f"{dataset}.{split}", unit.spec, location=unit.location)
+            for unit in real_units(self.dataset(dataset), split, self.config, self._digests)
+        ]
+        return self.set("real_images", f"{dataset}.{split}", units)
 
     # --- features -----------------------------------------------------------------------------------------------------
 
-    @_once
-    def embeddings(self, images: Artifact) -> Artifact:
+    @once
+    def embeddings(self, images: Artifact, encoder: str) -> Artifact:
         """Features of a set of images: one unit per shard, shared like the shard."""
         units = [
-            self._unit(
+            self.unit(
                 "embeddings",
                 shard.path.removesuffix(".parquet"),
-                {"images": shard.path, "encoder": self._encoder},
-                location=self._encoder_location(),
+                {"images": shard.path, "encoder": self._encoders[encoder], "dtype": self.config.embeddings.dtype},
+                location=self._encoder_location(encoder),
                 inputs=[shard.path],
             )
             for shard in images.members
         ]
-        name = images.folder.removeprefix("images/sets/").removeprefix("datasets/sets/")
-        return self._set("embeddings", name, units, after=[images.path])
+        name = images.folder.removeprefix("images/sets/").removeprefix("real_images/sets/")
+        return self.set("embeddings", f"{name}.{encoder}", units, after=[images.path])
 
-    @_once
-    def heads(self) -> Artifact:
+    @once
+    def heads(self, encoder: str) -> Artifact:
         """The zero-shot heads of all data sets, made by one job."""
-        return self._set("heads", "all", [self.head(name) for name in self.config.datasets])
+        return self.set("heads", encoder, [self.head(name, encoder) for name in self.config.datasets])
 
-    @_once
-    def head(self, dataset: str) -> Artifact:
+    @once
+    def head(self, dataset: str, encoder: str) -> Artifact:
         """A data set's zero-shot classifier: one text embedding per class. A unit of `heads`."""
         definition = self.dataset(dataset)
         spec = {
             "class_names": definition.class_names,
             "templates": definition.head_templates,
-            "encoder": self._encoder,
+            "encoder": self._encoders[encoder],
         }
-        return self._unit("heads", dataset, spec, suffix=".safetensors", location=self._encoder_location())
+        return self.unit("heads", dataset, spec, suffix=".safetensors", location=self._encoder_location(encoder))
 
-    def _encoder_location(self) -> dict[str, Any]:
+    def _encoder_location(self, encoder: str) -> dict[str, Any]:
         return {
-            "model": self.config.models.encoder,
-            "pretrained": self.config.models.encoder_pretrained,
-            "batch_size": self.config.embeddings.batch_size,
+            **self._encoder_models[encoder].model_dump(exclude={"name"}),
+            **self.config.embeddings.model_dump(include={"batch_size", "workers"}),
+            "device": self.config.device,
         }
 
     # --- selection, tuning, evaluation --------------------------------------------------------------------------------
 
-    @_once
-    def scores(self, dataset: str, strategy: Strategy) -> Artifact:
+    @once
+    def scores(self, dataset: str, strategy: Strategy, encoder: str) -> Artifact:
         """Own-class probability and prediction of the zero-shot head, for every synthetic image."""
-        features = [self.embeddings(images) for images in self.images(dataset, strategy)]
-        head = self.head(dataset)
+        features = [self.embeddings(images, encoder) for images in self.images(dataset, strategy)]
+        head = self.head(dataset, encoder)
         spec = {
             "class_names": self.dataset(dataset).class_names,
-            "embeddings": _paths(features),
+            "embeddings": paths_of(features),
             "head": head.path,
         }
-        return self._job(
+        return self.job(
             "scores",
-            f"{dataset}.{strategy}",
+            f"{dataset}.{strategy}.{encoder}",
             spec,
-            inputs=[*_paths(features), head.path],
-            after=[*_paths(features), self.heads().path],
+            inputs=[*paths_of(features), head.path],
+            after=[*paths_of(features), self.heads(encoder).path],
         )
 
-    @_once
-    def manifest(self, dataset: str, strategy: Strategy, clip_filter: bool) -> Artifact:
+    @once
+    def manifest(self, dataset: str, strategy: Strategy, clip_filter: bool, encoder: str) -> Artifact:
         """Which images are kept, and why."""
-        scores = self.scores(dataset, strategy)
+        scores = self.scores(dataset, strategy, encoder)
         spec = {
             "scores": scores.path,
             "head": scores.spec["head"],
@@ -325,14 +295,14 @@ class Plan:
             "filter": self.config.clip_filter.model_dump() if clip_filter else None,
             "seed": self.config.seed,
         }
-        name = f"{dataset}.{strategy}.{'clip_filter' if clip_filter else 'all'}"
-        return self._job("manifests", name, spec, inputs=[scores.path])
+        name = f"{dataset}.{strategy}.{'clip_filter' if clip_filter else 'all'}.{encoder}"
+        return self.job("manifests", name, spec, inputs=[scores.path])
 
-    @_once
-    def classifier(self, dataset: str, method: Method) -> Artifact:
+    @once
+    def classifier(self, dataset: str, method: Method, encoder: str) -> Artifact:
         """The tuned heads, one per seed."""
-        manifest = self.manifest(dataset, method.strategy, method.clip_filter)
-        scores = self.scores(dataset, method.strategy)
+        manifest = self.manifest(dataset, method.strategy, method.clip_filter, encoder)
+        scores = self.scores(dataset, method.strategy, encoder)
         tuning = self.config.tuning.model_dump(exclude={"loss", "soft_target_weight", "temperature"})
         if method.loss == "sce":
             tuning |= self.config.tuning.model_dump(include={"soft_target_weight", "temperature"})
@@ -345,20 +315,21 @@ class Plan:
             "seeds": sorted(self.config.tuning.seeds),
         }
         inputs = [manifest.path, *scores.spec["embeddings"]]
-        return self._job(
+        return self.job(
             "classifiers",
-            f"{dataset}.{method.name}",
+            f"{dataset}.{method.name}.{encoder}",
             spec,
             suffix=".safetensors",
+            location={"device": self.config.device},
             inputs=[*inputs, scores.spec["head"]],
-            after=[*inputs, self.heads().path],
+            after=[*inputs, self.heads(encoder).path],
         )
 
-    @_once
-    def predictions(self, dataset: str, method: Method) -> Artifact:
+    @once
+    def predictions(self, dataset: str, method: Method, encoder: str) -> Artifact:
         """What the zero-shot and the tuned heads say of every test image."""
-        classifier = self.classifier(dataset, method)
-        features = self.embeddings(self.test_images(dataset))
+        classifier = self.classifier(dataset, method, encoder)
+        features = self.embeddings(self.real_images(dataset, self.config.evaluation.split), encoder)
         spec = {
             "class_names": self.dataset(dataset).class_names,
             "embeddings": features.path,
@@ -366,20 +337,20 @@ class Plan:
             "classifier": classifier.path,
         }
         inputs = [features.path, classifier.path]
-        return self._job(
+        return self.job(
             "predictions",
-            f"{dataset}.{method.name}",
+            f"{dataset}.{method.name}.{encoder}",
             spec,
             inputs=[*inputs, classifier.spec["head"]],
-            after=[*inputs, self.heads().path],
+            after=[*inputs, self.heads(encoder).path],
         )
 
-    @_once
-    def cell(self, dataset: str, method: Method) -> Artifact:
+    @once
+    def cell(self, dataset: str, method: Method, encoder: str) -> Artifact:
         """One number of a table."""
         definition = self.dataset(dataset)
-        predictions = self.predictions(dataset, method)
-        classifier = self.classifier(dataset, method)
+        predictions = self.predictions(dataset, method, encoder)
+        classifier = self.classifier(dataset, method, encoder)
         spec = {
             "dataset": dataset,
             "task": definition.task,
@@ -393,95 +364,14 @@ class Plan:
             "split": self.config.evaluation.split,
             "bootstrap_resamples": self.config.evaluation.bootstrap_resamples,
             "generator": self._generator,
-            "encoder": self._encoder,
+            "encoder_name": encoder,
+            "encoder": self._encoders[encoder],
             "predictions": predictions.path,
             "manifest": classifier.spec["manifest"],
         }
         inputs = [predictions.path, spec["manifest"]]
-        return self._job("metrics", f"{dataset}.{method.name}", spec, suffix=".json", inputs=inputs)
-
-    # --- plumbing -----------------------------------------------------------------------------------------------------
-
-    def inputs(self, short_key: str) -> list[str]:
-        """Paths, store folder included, of what must be there before the job whose path carries this key.
-
-        Raises `UserError` for a key of another configuration.
-        """
-        if short_key not in self.jobs:
-            raise UserError(f"the present configuration asks for no artifact with key {short_key}; name another target")
-        job = self.jobs[short_key]
-        return [str(self.store.root / name) for name in job.after or job.inputs]
-
-    def stage(self, name: str) -> list[Artifact]:
-        """All jobs of one stage."""
-        return [job for job in self.jobs.values() if job.spec["stage"] == name]
-
-    def paths(self, artifacts: Iterable[Artifact]) -> list[str]:
-        """Paths, store folder included."""
-        return [str(self.store.root / artifact.path) for artifact in artifacts]
-
-    def reached(self) -> set[str]:
-        """Every path, relative to the store, that the configuration reaches: jobs and the units in them."""
-        jobs = self.jobs.values()
-        return {job.path for job in jobs} | {member.path for job in jobs for member in job.members}
-
-    def _unit(self, stage: str, name: str, spec: dict[str, Any], **keywords: Any) -> Artifact:
-        location = keywords.pop("location", None)
-        return _artifact(stage, name, spec, location, **keywords)
-
-    def _job(self, stage: str, name: str, spec: dict[str, Any], **keywords: Any) -> Artifact:
-        job = self._unit(stage, name, spec, **keywords)
-        return self.jobs.setdefault(job.short_key, job)
-
-    def _sets(self, stage: str, name: str, units: list[Artifact], per_set: int) -> list[Artifact]:
-        return [self._set(stage, name, units[first : first + per_set]) for first in range(0, len(units), per_set)]
-
-    def _set(self, stage: str, name: str, units: list[Artifact], after: Iterable[str] = ()) -> Artifact:
-        spec = {"set": stage, "members": [unit.path for unit in units]}
-        members = tuple(units)
-        return self._job(stage, f"sets/{name}", spec, suffix=".json", after=after, members=members)
+        return self.job("metrics", f"{dataset}.{method.name}.{encoder}", spec, suffix=".json", inputs=inputs)
 
 
-def _artifact(
-    stage: str,
-    name: str,
-    spec: dict[str, Any],
-    location: dict[str, Any] | None = None,
-    *,
-    suffix: str = ".parquet",
-    inputs: Iterable[str] = (),
-    after: Iterable[str] = (),
-    file_name: str | None = None,
-    members: tuple[Artifact, ...] = (),
-) -> Artifact:
-    return Artifact(
-        folder=f"{stage}/{name}",
-        spec={"stage": stage, "version": VERSIONS[stage], **spec},
-        suffix=suffix,
-        inputs=tuple(inputs),
-        after=tuple(after),
-        location=location or {},
-        file_name=file_name,
-        members=members,
-    )
-
-
-def _paths(artifacts: Iterable[Artifact]) -> list[str]:
-    return [artifact.path for artifact in artifacts]
-
-
-def _encoder_digest(model: str, pretrained: str | None, digests: DigestCache) -> str:
-    """What identifies the CLIP model: the content of a local folder, or the names that open_clip resolves."""
-    if model.startswith("local-dir:"):
-        folder = model.removeprefix("local-dir:")
-        if not Path(folder).is_dir():
-            raise UserError(f"models.encoder: the folder {folder!r} of {model!r} does not exist; name a model folder")
-        return model_digest(folder, None, "encoder", digests)
-    if pretrained is None and not model.startswith("hf-hub:"):
-        raise UserError(
-            f"models.encoder: {model!r} names an architecture without weights; name them in models.encoder_pretrained "
-            f"(for example openai), or give local-dir:FOLDER or hf-hub:ID"
-        )
-    if pretrained is not None and Path(pretrained).is_file():
-        return f"open_clip:{model}:sha256:{digests.files(Path(pretrained).parent, [Path(pretrained)])}"
-    return f"open_clip:{model}:{pretrained}"
+def _blocks(items: Sequence[Artifact], size: int) -> Iterator[Sequence[Artifact]]:
+    return (items[first : first + size] for first in range(0, len(items), size))

@@ -27,7 +27,7 @@ IMAGES = pa.schema(
         pa.field("prompt", pa.string()),
         pa.field("seed", pa.int64()),
         pa.field("source_id", pa.int64()),  # the real image's number in its source; null for a synthetic image
-        pa.field("image", _IMAGE, nullable=False),
+        pa.field("image", _IMAGE),  # nullable: else Hugging Face `datasets` takes it for a plain struct
         pa.field("width", pa.int32(), nullable=False),
         pa.field("height", pa.int32(), nullable=False),
         pa.field("valid", pa.bool_(), nullable=False),  # false: non-finite or blank; counted, never trained on
@@ -186,6 +186,7 @@ class Cell(_Record):
     zero_shot_per_class: dict[str, float]
     tuned_per_class: dict[str, float]
     generator: str
+    encoder_name: str
     encoder: str
     split: str
     predictions: str

@@ -2,7 +2,8 @@
 
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -54,14 +55,19 @@ def image_row(
     return row | columns
 
 
-def write_shard(rows: Sequence[Mapping[str, Any]], path: Path, spec: Mapping[str, Any]) -> None:
-    """Write rows in order, with the spec in the schema's metadata; the same rows give the same bytes."""
+def write_shard(rows: Iterable[Mapping[str, Any]], path: Path, spec: Mapping[str, Any]) -> None:
+    """Write rows in order, with the spec in the schema's metadata; the same rows give the same bytes.
+
+    One row group is in memory at a time, so `rows` may be longer than the memory.
+    """
     schema = IMAGES.with_metadata(
         {**(IMAGES.metadata or {}), b"pipeline_lib": json.dumps(spec, sort_keys=True).encode()}
     )
-    table = pa.Table.from_pylist(list(rows), schema=schema)
+    remaining = iter(rows)
     # Encoded images do not compress again; snappy keeps the text columns small at no cost.
-    pq.write_table(table, path, row_group_size=IMAGES_PER_ROW_GROUP, compression="snappy")
+    with pq.ParquetWriter(path, schema, compression="snappy") as writer:
+        while group := list(islice(remaining, IMAGES_PER_ROW_GROUP)):
+            writer.write_table(pa.Table.from_pylist(group, schema=schema))
 
 
 def read_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:

@@ -4,21 +4,28 @@ Together they are the data flow: prompts -> images -> embeddings -> scores -> ma
 metrics -> tables. What computes lives in the modules named after the nouns; torch is imported only where it computes.
 """
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline_lib.devices import claimed
 from pipeline_lib.records import MANIFEST, SCORES, Cell, predictions_schema
-from pipeline_lib.sets import make_set, member_paths, read_receipt
+from pipeline_lib.sets import make_set, member_paths
 from pipeline_lib.store import Artifact, Store, atomic_path, write_json
 from pipeline_lib.timings import phase
+
+if TYPE_CHECKING:
+    from pipeline_lib.encoders import Encoder
+    from pipeline_lib.sentences import SentenceModel
 
 log = logging.getLogger(__name__)
 SHARDS_PER_ROUND = 4  # shards that a job claims at a time: data sets with classes in common share their drawing
@@ -26,94 +33,87 @@ SHARDS_PER_ROUND = 4  # shards that a job claims at a time: data sets with class
 
 def prompts(artifact: Artifact, store: Store) -> None:
     """The prompts of some classes, of whichever data sets."""
-    from pipeline_lib.prompts import SentenceModel, class_prompts, write_prompts
+    from pipeline_lib.prompts import basic_prompts, enhance, enhanced_prompts, write_prompts
 
-    def make(units: Sequence[Artifact]) -> None:
-        first = units[0]
-        needs_model = first.spec["strategy"] == "language_enhancement"
-        model = SentenceModel(first.location["model"], first.location["revision"]) if needs_model else None
+    def basic(units: Sequence[Artifact]) -> None:
         for unit in units:
-            table, counts = class_prompts(unit.spec, model)
-            with store.making(unit, counts) as path:
-                write_prompts(table, path)
+            with store.making(unit) as path:
+                write_prompts(basic_prompts(unit.spec["class_name"], unit.spec["template"]), path)
 
-    make_set(artifact, store, make)
+    @cache
+    def load() -> SentenceModel:
+        from pipeline_lib.sentences import SentenceModel
+
+        location = artifact.members[0].location
+        return SentenceModel(**{**location, "device": claimed(location["device"])})
+
+    def enhanced(units: Sequence[Artifact]) -> None:
+        from pipeline_lib.progress import Progress
+
+        model = load()
+        # As many classes at a time as fill a batch: each is written when its sentences are there.
+        n_classes = max(1, units[0].location["batch_size"] // units[0].spec["asked"])
+        with Progress("sentences", len(units), "class") as progress:
+            for group in (units[first : first + n_classes] for first in range(0, len(units), n_classes)):
+                for unit, sentences in zip(group, enhance([unit.spec for unit in group], model.sample), strict=True):
+                    kept = sentences.first(unit.spec["kept"])
+                    table = enhanced_prompts(unit.spec["class_name"], unit.spec["template"], kept)
+                    log.info("%s: %d sentences kept; %s", unit.spec["class_name"], len(kept), sentences.counts)
+                    with store.making(unit, {**sentences.counts, "device": model.device}) as path:
+                        write_prompts(table, path)
+                progress.update(len(group))
+
+    make_set(artifact, store, basic if artifact.members[0].spec["strategy"] == "basic" else enhanced)
 
 
 def images(artifact: Artifact, store: Store) -> None:
     """The synthetic images of some classes of a data set."""
-    from pipeline_lib.generators import Generator
+    from pipeline_lib.batches import Batches
+    from pipeline_lib.generators import Generator, load_generator
     from pipeline_lib.images import make_shards
 
     location, spec = artifact.members[0].location, artifact.members[0].spec
 
+    batches = Batches(location["batch_size"], "images")
+
     @cache
     def load() -> Generator:
-        from pipeline_lib.generators.latent_diffusion import LatentDiffusion
+        model, revision, compile = location["model"], location["revision"], location["compile"]
+        return load_generator(model, revision, spec, device=claimed(location["device"]), compile=compile)
 
-        return LatentDiffusion(location["model"], location["revision"], spec)
-
-    def make(units: Sequence[Artifact]) -> None:
-        make_shards(units, store, load, location["batch_size"])
-
-    make_set(artifact, store, make, SHARDS_PER_ROUND)
+    make_set(artifact, store, lambda units: make_shards(units, store, load, batches), SHARDS_PER_ROUND)
 
 
-def datasets(artifact: Artifact, store: Store) -> None:
+def real_images(artifact: Artifact, store: Store) -> None:
     """The real images of a split, as shards."""
-    from pipeline_lib.datasets.loaders import real_images
-    from pipeline_lib.shards import write_shard
+    from pipeline_lib.datasets.loaders import open_split
+    from pipeline_lib.datasets.loaders.split import RealSplit
+    from pipeline_lib.datasets.preparation import prepare
 
-    def make(units: Sequence[Artifact]) -> None:
-        for unit in units:
-            rows = list(real_images(unit.spec, unit.location))
-            with store.making(unit) as path:
-                write_shard(rows, path, unit.spec)
+    @cache
+    def split() -> RealSplit:
+        return open_split(artifact.members[0].spec, artifact.members[0].location)
 
-    make_set(artifact, store, make)
+    make_set(artifact, store, lambda units: prepare(split(), units, store))
 
 
 def embeddings(artifact: Artifact, store: Store) -> None:
     """Features of every image of a set of shards."""
-    from pipeline_lib.embeddings import COPIED, write_embeddings
-    from pipeline_lib.encoders import Encoder
-    from pipeline_lib.progress import Progress
-    from pipeline_lib.shards import decode_image, read_rows
+    from pipeline_lib.embeddings import make_embeddings
 
-    def make(units: Sequence[Artifact]) -> None:
-        encoder = Encoder(**units[0].location)
-
-        def encode(batch: Sequence[Image.Image]) -> NDArray[np.float32]:
-            with phase("embedding"):
-                return encoder.images(batch)
-
-        total = sum(pq.read_metadata(store.path(unit.spec["images"])).num_rows for unit in units)
-        with Progress("embeddings", total, "image") as progress:
-            for unit in units:
-                source = store.path(unit.spec["images"])
-                rows, features = [], []
-                for row in read_rows(source, ["image"]):
-                    rows.append(decode_image(row["image"]["bytes"]))
-                    if len(rows) == encoder.batch_size:
-                        features.append(encode(rows))
-                        progress.update(len(rows))
-                        rows = []
-                if rows:
-                    features.append(encode(rows))
-                    progress.update(len(rows))
-                with store.making(unit, {"device": encoder.device}) as path:
-                    write_embeddings(pq.read_table(source, columns=list(COPIED)), np.concatenate(features), path)
-
-    make_set(artifact, store, make)
+    workers, dtype = artifact.members[0].location["workers"], artifact.members[0].spec["dtype"]
+    load = _encoder_loader(artifact, dtype)
+    make_set(artifact, store, lambda units: make_embeddings(units, store, load(), workers))
 
 
 def heads(artifact: Artifact, store: Store) -> None:
     """The zero-shot heads: the class prompts are encoded once per data set."""
     from pipeline_lib.classifiers.head import save_head, zero_shot_head
-    from pipeline_lib.encoders import Encoder
+
+    load = _encoder_loader(artifact, "float32")
 
     def make(units: Sequence[Artifact]) -> None:
-        encoder = Encoder(**units[0].location)
+        encoder = load()
         for unit in units:
             names, templates = unit.spec["class_names"], unit.spec["templates"]
             text = encoder.text([template.replace("{}", name) for name in names for template in templates])
@@ -124,6 +124,20 @@ def heads(artifact: Artifact, store: Store) -> None:
     make_set(artifact, store, make)
 
 
+def _encoder_loader(artifact: Artifact, dtype: str) -> Callable[[], Encoder]:
+    """Loads the encoder of a set's units when it is first needed, once: a large set is made in several rounds."""
+
+    @cache
+    def load() -> Encoder:
+        from pipeline_lib.encoders import Encoder
+
+        location = artifact.members[0].location
+        names = ("model", "pretrained", "revision", "batch_size")
+        return Encoder(**{name: location[name] for name in names}, dtype=dtype, device=claimed(location["device"]))
+
+    return load
+
+
 def scores(artifact: Artifact, store: Store) -> None:
     """How sure the zero-shot head is that each synthetic image shows its class."""
     from pipeline_lib.classifiers.head import load_head
@@ -132,21 +146,23 @@ def scores(artifact: Artifact, store: Store) -> None:
 
     spec = artifact.spec
     head = load_head(store.path(spec["head"]), spec["class_names"])
-    found = read_embeddings(store, member_paths(store, spec["embeddings"]))
-    class_index = found.class_index(spec["class_names"])
-    result = score(found.features, class_index, head)
-    columns = {
-        "image_id": found.table["image_id"],
-        "class_index": class_index,
-        "prompt": found.table["prompt"],
-        "seed": found.table["seed"],
-        "valid": found.table["valid"],
-        "own_probability": result.own_probability,
-        "predicted_class": result.predicted_class,
-        "max_probability": result.max_probability,
-    }
+    tables = []
+    for shard in read_embeddings(store, member_paths(store, spec["embeddings"])):
+        class_index = shard.class_index(spec["class_names"])
+        result = score(shard.features, class_index, head)
+        columns = {
+            "image_id": shard.table["image_id"],
+            "class_index": class_index,
+            "prompt": shard.table["prompt"],
+            "seed": shard.table["seed"],
+            "valid": shard.table["valid"],
+            "own_probability": result.own_probability,
+            "predicted_class": result.predicted_class,
+            "max_probability": result.max_probability,
+        }
+        tables.append(pa.table(columns, schema=SCORES))
     with store.making(artifact) as path:
-        pq.write_table(pa.table(columns, schema=SCORES), path, compression="zstd")
+        pq.write_table(pa.concat_tables(tables).unify_dictionaries().combine_chunks(), path, compression="zstd")
 
 
 def manifests(artifact: Artifact, store: Store) -> None:
@@ -182,16 +198,13 @@ def classifiers(artifact: Artifact, store: Store) -> None:
     """Heads tuned on the kept images, one per seed."""
     from pipeline_lib.classifiers.head import load_head, save_heads
     from pipeline_lib.classifiers.tuning import TuningSettings, tune
-    from pipeline_lib.embeddings import read_embeddings
+    from pipeline_lib.embeddings import read_selected
 
     spec = artifact.spec
     initial = load_head(store.path(spec["head"]))
-    found = read_embeddings(store, member_paths(store, spec["embeddings"]))
     manifest = pq.read_table(store.path(spec["manifest"]), columns=["image_id", "class_index", "kept"])
-    if not manifest["image_id"].equals(found.table["image_id"]):
-        raise ValueError(f"{spec['manifest']} and its embeddings do not list the same images in the same order")
-    kept = manifest["kept"].to_numpy(zero_copy_only=False)
-    features = found.features[kept]
+    features = read_selected(store, member_paths(store, spec["embeddings"]), manifest)
+    labels = manifest["class_index"].to_numpy()[manifest["kept"].to_numpy()]
     settings = TuningSettings(
         epochs=spec["epochs"],
         learning_rate=spec["learning_rate"],
@@ -200,17 +213,17 @@ def classifiers(artifact: Artifact, store: Store) -> None:
         soft_target_weight=spec.get("soft_target_weight", 0.0),
         temperature=spec.get("temperature", 1.0),
     )
-    soft_targets = initial.logits(features) if spec["loss"] == "sce" else None
-    labels = manifest["class_index"].to_numpy()[kept].astype(np.int64)
+    device = claimed(artifact.location["device"])
     with phase("tuning"):
-        tuned = tune(features, labels, initial, settings, spec["seeds"], soft_targets)
+        tuned = tune(features, labels, initial, settings, spec["seeds"], device)
     details = {
-        "n_images": int(kept.sum()),
+        "device": device,
+        "n_images": len(labels),
         "steps": tuned[0].steps,
         "epoch_losses": [round(loss, 5) for loss in tuned[0].epoch_losses],
         "empty_classes": list(tuned[0].empty_classes),
     }
-    log.info("%s: %d heads on %d images, %d steps each", artifact.folder, len(tuned), kept.sum(), tuned[0].steps)
+    log.info("%s: %d heads on %d images, %d steps each", artifact.folder, len(tuned), len(labels), tuned[0].steps)
     with store.making(artifact, details) as path:
         save_heads(path, {result.seed: result.head for result in tuned}, {"key": artifact.key})
 
@@ -221,20 +234,22 @@ def predictions(artifact: Artifact, store: Store) -> None:
     from pipeline_lib.embeddings import read_embeddings
 
     spec = artifact.spec
-    found = read_embeddings(store, member_paths(store, [spec["embeddings"]]))
     zero_shot = load_head(store.path(spec["head"]), spec["class_names"])
     tuned = load_heads(store.path(spec["classifier"]), spec["class_names"])
-    by_seed = np.stack([head.logits(found.features).argmax(axis=1) for head in tuned.values()], axis=1)
     schema = predictions_schema(len(tuned))
-    columns = [
-        found.table["image_id"],
-        found.table["source_id"],
-        pa.array(found.class_index(spec["class_names"])),
-        pa.array(zero_shot.logits(found.features).argmax(axis=1).astype(np.int32)),
-        pa.FixedSizeListArray.from_arrays(pa.array(by_seed.astype(np.int32).reshape(-1)), len(tuned)),
-    ]
+    tables = []
+    for shard in read_embeddings(store, member_paths(store, [spec["embeddings"]])):
+        by_seed = np.stack([head.logits(shard.features).argmax(axis=1) for head in tuned.values()], axis=1)
+        columns = [
+            shard.table["image_id"],
+            shard.table["source_id"],
+            pa.array(shard.class_index(spec["class_names"])),
+            pa.array(zero_shot.logits(shard.features).argmax(axis=1).astype(np.int32)),
+            pa.FixedSizeListArray.from_arrays(pa.array(by_seed.astype(np.int32).reshape(-1)), len(tuned)),
+        ]
+        tables.append(pa.table(columns, schema=schema))
     with store.making(artifact) as path:
-        pq.write_table(pa.table(columns, schema=schema), path, compression="zstd")
+        pq.write_table(pa.concat_tables(tables).combine_chunks(), path, compression="zstd")
 
 
 def metrics(artifact: Artifact, store: Store) -> None:
@@ -271,12 +286,11 @@ def samples(artifact: Artifact, store: Store, out: Path) -> None:
 
     sheet: dict[str, list[Image.Image]] = {}
     for name in artifact.spec["images"]:
-        for member in read_receipt(store.path(name)).members:
-            for row in read_rows(store.path(member.path), ["class_name", "image"]):
-                column = sheet.setdefault(row["class_name"], [])
-                if len(column) == artifact.spec["per_class"]:
-                    break
-                column.append(decode_image(row["image"]["bytes"]))
+        for row in read_rows(store.path(name), ["class_name", "image"]):
+            column = sheet.setdefault(row["class_name"], [])
+            if len(column) == artifact.spec["per_class"]:
+                break
+            column.append(decode_image(row["image"]["bytes"]))
     with store.making(artifact, path=out) as path:
         contact_sheet(sheet, f"{artifact.spec['dataset']}, {artifact.spec['strategy']}", path)
 
@@ -286,7 +300,7 @@ STAGES: dict[str, Callable[[Artifact, Store], None]] = {
     for stage in (
         prompts,
         images,
-        datasets,
+        real_images,
         embeddings,
         heads,
         scores,

@@ -17,7 +17,7 @@ from pipeline_lib.records import Cell
 Row = dict[str, Any]
 COLUMNS = {
     "table1": [
-        *("dataset", "task", "n_classes", "n_test", "images_per_class", "clip", "clip_syn"),
+        *("encoder", "dataset", "task", "n_classes", "n_test", "images_per_class", "clip", "clip_syn"),
         *("gain", "gain_low", "gain_high", "seeds", "paper_clip", "paper_clip_syn"),
     ],
     "table2": ["dataset", "prompts", "filter", "loss", "top1", "gain", "gain_low", "gain_high"],
@@ -26,12 +26,16 @@ TITLES = {
     "table1": "Table 1: zero-shot recognition with synthetic images",
     "table2": "Table 2: prompts, filter and loss",
 }
-# The encoders of the paper's tables, by what identifies them in a plan.
+_TEXT_COLUMNS = frozenset({"encoder", "dataset", "task", "prompts", "filter", "loss"})
+# The encoders of the paper's tables: how a plan's identity of the same weights begins. open_clip's tag `openai` of
+# these architectures, and the hub repositories that it stands for.
 _PAPER_ENCODERS = {
-    "open_clip:RN50-quickgelu:openai": "clip_rn50",
     "open_clip:RN50:openai": "clip_rn50",
-    "open_clip:ViT-B-16-quickgelu:openai": "clip_vitb16",
+    "open_clip:RN50-quickgelu:openai": "clip_rn50",
+    "hub:timm/resnet50_clip.openai@": "clip_rn50",
     "open_clip:ViT-B-16:openai": "clip_vitb16",
+    "open_clip:ViT-B-16-quickgelu:openai": "clip_vitb16",
+    "hub:timm/vit_base_patch16_clip_224.openai@": "clip_vitb16",
 }
 
 
@@ -48,9 +52,17 @@ def average_over_datasets(cells: Sequence[Cell], read: Callable[[str], pa.Table]
 
 
 def table1(cells: Sequence[Cell], read: Callable[[str], pa.Table], resamples: int) -> list[Row]:
-    """Paper, Table 1: one row per data set, an average row last."""
-    rows = [
+    """Paper, Table 1: per encoder one row per data set, then an average row."""
+    by_encoder: dict[str, list[Cell]] = {}
+    for cell in cells:
+        by_encoder.setdefault(cell.encoder_name, []).append(cell)
+    return [row for group in by_encoder.values() for row in _table1_block(group, read, resamples)]
+
+
+def _table1_block(cells: Sequence[Cell], read: Callable[[str], pa.Table], resamples: int) -> list[Row]:
+    rows: list[Row] = [
         {
+            "encoder": cell.encoder_name,
             "dataset": cell.dataset,
             "task": cell.task,
             "n_classes": cell.n_classes,
@@ -72,6 +84,7 @@ def table1(cells: Sequence[Cell], read: Callable[[str], pa.Table], resamples: in
     comparable = all(row["paper_clip"] is not None for row in rows)
     rows.append(
         {
+            "encoder": cells[0].encoder_name,
             "dataset": "average",
             "task": "",
             "n_classes": "",
@@ -126,8 +139,11 @@ def as_metrics(table: str, rows: Sequence[Row]) -> dict[str, dict[str, float]]:
     """The averages, few enough to read in one line of `dvc metrics show` and `dvc metrics diff`."""
     averages = [row for row in rows if row["dataset"] == "average"]
     if table == "table1":
-        (row,) = averages
-        numbers = {name: row[name] for name in ("clip", "clip_syn", "gain", "gain_low", "gain_high")}
+        numbers = {
+            f"{row['encoder']}.{name}": row[name]
+            for row in averages
+            for name in ("clip", "clip_syn", "gain", "gain_low", "gain_high")
+        }
     else:
         numbers = {_method_name(row): row["top1"] for row in averages}
     return {table: {name: round(number, 4) for name, number in numbers.items()}}
@@ -150,11 +166,7 @@ def as_markdown(table: str, rows: Sequence[Row], study: str, cells: Sequence[Cel
         "several data sets share are resampled together.",
         "",
         "| " + " | ".join(columns) + " |",
-        "|"
-        + "|".join(
-            "---" if column in ("dataset", "task", "prompts", "filter", "loss") else "---:" for column in columns
-        )
-        + "|",
+        "|" + "|".join("---" if column in _TEXT_COLUMNS else "---:" for column in columns) + "|",
         *("| " + " | ".join(_format(row[column]) for column in columns) + " |" for row in rows),
         "",
     ]
@@ -192,7 +204,7 @@ def _method_row(dataset: str, cell: Cell, top1: float, gain: float, low: float, 
 
 def _paper_cell(cell: Cell, suffix: str) -> float | None:
     """The paper's value where data set and encoder are the paper's and the test split was used."""
-    encoder = _PAPER_ENCODERS.get(cell.encoder)
+    encoder = next((column for start, column in _PAPER_ENCODERS.items() if cell.encoder.startswith(start)), None)
     if encoder is None or cell.split != "test":
         return None
     return paper_values().get(("1", cell.dataset, encoder + suffix))

@@ -1,6 +1,7 @@
 """Fixtures that several tests share: tiny models, made once per run, and a small project."""
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,12 @@ from filelock import FileLock
 from small_project import draw_shapes, fake_models, small_params
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Helpers of these folders are used by tests of others.
+sys.path[:0] = [str(Path(__file__).parent / name) for name in ("datasets", "generators")]
 
 
 @pytest.fixture(scope="session")
-def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Tiny random models in the real formats: section `models` of params.yaml. pytest-xdist's workers share them."""
     pytest.importorskip("diffusers")
     from tiny_models import make_tiny_models
@@ -27,7 +30,7 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
             done.touch()
     return {
         "generator": str(folder / "text_to_image"),
-        "encoder": f"local-dir:{folder / 'clip'}",
+        "encoders": [{"name": "clip", "model": f"local-dir:{folder / 'clip'}"}],
         "sentences": str(folder / "word_to_sentence"),
     }
 

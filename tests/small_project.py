@@ -30,14 +30,14 @@ def draw_shapes(folder: Path, n: int, seed: int = 0, folders: tuple[str, ...] = 
     return folder
 
 
-def fake_models(folder: Path) -> dict[str, str]:
+def fake_models(folder: Path) -> dict[str, Any]:
     """Model folders that can be planned with, not loaded."""
     for name in ("generator", "encoder", "sentences"):
         (folder / name).mkdir(parents=True, exist_ok=True)
         (folder / name / "model.safetensors").write_bytes(name.encode())
     return {
         "generator": str(folder / "generator"),
-        "encoder": f"local-dir:{folder / 'encoder'}",
+        "encoders": [{"name": "clip", "model": f"local-dir:{folder / 'encoder'}"}],
         "sentences": str(folder / "sentences"),
     }
 
@@ -53,7 +53,7 @@ def own_dataset(images: Path, shapes: dict[str, str] | None = None) -> dict[str,
     }
 
 
-def small_params(models: dict[str, str], images: Path, store: Path | str = "store") -> dict[str, Any]:
+def small_params(models: dict[str, Any], images: Path, store: Path | str = "store") -> dict[str, Any]:
     """The content of a params.yaml for one own data set, `shapes`."""
     return {
         "study": "small",
@@ -61,6 +61,7 @@ def small_params(models: dict[str, str], images: Path, store: Path | str = "stor
         "store": str(store),
         "results": "results",
         "data": "data",
+        "device": "cpu",
         "fashion_mnist": None,
         "datasets": ["shapes"],
         "own_datasets": {"shapes": own_dataset(images)},
@@ -73,7 +74,10 @@ def small_params(models: dict[str, str], images: Path, store: Path | str = "stor
                 "kept": 2,
                 "at_least": 2,
                 "top_p": 0.95,
+                "top_k": 0,
                 "temperature": 1.0,
+                "rounds": 5,
+                "batch_size": 64,
                 "require_class_name": False,  # the tiny model writes noise
             },
         },
@@ -82,12 +86,15 @@ def small_params(models: dict[str, str], images: Path, store: Path | str = "stor
             "batch_size": 1,  # the composition of a batch may change the last bits: one by one, bytes can be compared
             "steps": 2,
             "guidance_scale": 2.0,
+            "negative_prompt": "",
+            "scheduler": None,
+            "compile": False,
             "format": "png",
             "dtype": "auto",
             "per_shard": 3,
             "classes_per_job": 10,
         },
-        "embeddings": {"batch_size": 8},
+        "embeddings": {"batch_size": 8, "dtype": "auto", "workers": 1},
         "clip_filter": {"threshold": "1/N", "per_class": None, "min_per_class": 2},
         "tuning": {
             "epochs": 2,
@@ -101,6 +108,12 @@ def small_params(models: dict[str, str], images: Path, store: Path | str = "stor
         },
         "evaluation": {"split": "test", "bootstrap_resamples": 100},
         "tables": {"table2_datasets": ["shapes"]},
+        "costs": {
+            "images_per_second": 10,
+            "encodes_per_second": 100,
+            "kilobytes_per_image": 1,
+            "kilobytes_per_embedding": 0.1,
+        },
     }
 
 

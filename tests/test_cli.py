@@ -13,7 +13,7 @@ from small_project import changed, planned
 
 from pipeline_lib.cli import STAGE_HELP, run_stage
 from pipeline_lib.errors import UserError
-from pipeline_lib.plan import VERSIONS
+from pipeline_lib.graph import VERSIONS
 from pipeline_lib.stages import RESULTS, STAGES
 
 
@@ -65,7 +65,8 @@ def test_plan_prints_what_is_asked_for(folder: Path):
     """Nothing is written by it."""
     done = pipeline_lib("plan", cwd=folder)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "synthetic images: 24, 0 of them there"
+    assert "24 images, 0 of them there" in done.stdout
+    assert "draw   24 images, 0.0 hours of one device at 10 images/s" in done.stdout
     assert [path.name for path in folder.iterdir()] == ["params.yaml"]
 
 
@@ -73,7 +74,7 @@ def test_overlays_reach_the_plan(folder: Path):
     """As --configfile does for Snakemake."""
     (folder / "more.yaml").write_text("images: {per_class: 10}\n")
     done = pipeline_lib("plan", "--overlay", "more.yaml", cwd=folder)
-    assert done.stdout.splitlines()[-1] == "synthetic images: 60, 0 of them there"
+    assert "60 images, 0 of them there" in done.stdout
 
 
 @pytest.mark.parametrize("command", ["plan", "gc"])
@@ -188,12 +189,12 @@ def test_an_error_in_a_stage_is_printed_and_logged_without_a_traceback(folder: P
     plan = planned(params)
     image = Path(params["own_datasets"]["shapes"]["folder"]) / "red" / "001.png"
     image.write_bytes(image.read_bytes()[:60])
-    real = plan.test_images("shapes")
+    real = plan.real_images("shapes", "test")
     plan.store.write_specs([real])
-    line = ("datasets", "--spec", plan.store.spec_path(real), "--out", plan.store.path(real), "--store")
-    done = pipeline_lib(*line, plan.store.root, "--log", "logs/datasets.log", cwd=folder)
-    refused(done, "1 files cannot be read as images", str(image))
-    assert str(image) in (folder / "logs" / "datasets.log").read_text()
+    line = ("real_images", "--spec", plan.store.spec_path(real), "--out", plan.store.path(real), "--store")
+    done = pipeline_lib(*line, plan.store.root, "--log", "logs/real_images.log", cwd=folder)
+    refused(done, "1 files in", "cannot be read as images", str(image.parent.parent), "red/001.png")
+    assert "red/001.png" in (folder / "logs" / "real_images.log").read_text()
     assert not plan.store.path(real).exists()
 
 

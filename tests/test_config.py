@@ -68,9 +68,22 @@ BAD: dict[str, tuple[dict[str, Any], list[str]]] = {
     "no seeds": ({"tuning__seeds": []}, ["tuning.seeds", "[]", "at least 1"]),
     "unknown key": ({"imagse": {}}, ["imagse", "unknown key", "images"]),
     "unknown nested key": (
-        {"prompts__language_enhancement__top_k": 5},
-        ["prompts.language_enhancement.top_k", "unknown key", "top_p"],
+        {"prompts__language_enhancement__top_q": 5},
+        ["prompts.language_enhancement.top_q", "unknown key", "top_p"],
     ),
+    "unknown key in a list": (
+        {"models__encoders": [{"name": "a", "model": "RN50", "weights": "openai"}]},
+        ["models.encoders.0.weights", "unknown key", "pretrained"],
+    ),
+    "encoders of one name": (
+        {"models__encoders": [{"name": "a", "model": "RN50"}, {"name": "a", "model": "RN101"}]},
+        ["models.encoders", "different names", "a, a"],
+    ),
+    "revision that moves": (
+        {"models__generator": "owner/name", "models__generator_revision": "main"},
+        ["models.generator_revision", "'main'", "40 hexadecimal digits"],
+    ),
+    "unknown device": ({"device": "gpu"}, ["device", "'gpu'", "'cuda'"]),
     "missing section": ({"images": ...}, ["images", "missing"]),
     "missing key": ({"images__per_class": ...}, ["images.per_class", "missing", "Images per class"]),
     "no data set": ({"datasets": []}, ["datasets", "[]", "at least 1"]),
@@ -159,8 +172,22 @@ PLANNED_BAD: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["models.generator", "'owner/name'", "models.generator_revision"],
     ),
     "missing sentence model": ({"models__sentences": "/none"}, ["models.sentences", "'/none'", "does not exist"]),
-    "missing encoder": ({"models__encoder": "local-dir:none/x"}, ["models.encoder", "none/x", "does not exist"]),
-    "encoder without weights": ({"models__encoder": "RN50"}, ["models.encoder", "'RN50'", "models.encoder_pretrained"]),
+    "missing encoder": (
+        {"models__encoders": [{"name": "a", "model": "local-dir:none/x"}]},
+        ["models.encoders.a", "none/x", "does not exist"],
+    ),
+    "encoder without weights": (
+        {"models__encoders": [{"name": "a", "model": "RN50"}]},
+        ["models.encoders.a", "'RN50'", "models.encoders.a.pretrained"],
+    ),
+    "checkpoint that is not there": (
+        {"models__encoders": [{"name": "a", "model": "RN50", "pretrained": "weights/RN50.pt"}]},
+        ["models.encoders.a.pretrained", "'weights/RN50.pt'", "does not exist"],
+    ),
+    "hub encoder that is not pinned": (
+        {"models__encoders": [{"name": "a", "model": "hf-hub:owner/name"}]},
+        ["models.encoders.a", "'hf-hub:owner/name'", "models.encoders.a.revision"],
+    ),
     "class name used as a path": (
         {"own_datasets__shapes__class_folders": ["red", "../blue", "green"]},
         ["own_datasets.shapes", "'../blue'", "sub-folder"],
@@ -178,7 +205,7 @@ def test_bad_model_or_folder_is_named_when_planned(params: dict[str, Any], tmp_p
     changes, words = PLANNED_BAD[name]
     before = files(tmp_path)
     with pytest.raises(UserError) as caught:
-        Plan(configured(changed(params, **changes)))
+        Plan(configured(changed(params, **changes))).require_models()
     missing = [word for word in words if word not in str(caught.value)]
     assert not missing, f"{missing} not in: {caught.value}"
     assert files(tmp_path) == before

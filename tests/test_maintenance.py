@@ -9,7 +9,7 @@ import pytest
 from small_project import changed, draw_shapes, make_all, planned, small_params
 
 from pipeline_lib.errors import UserError
-from pipeline_lib.maintenance import plan_summary, provenance, remove_all, unreached, verify_store
+from pipeline_lib.maintenance import provenance, remove_all, unreached, verify_store
 from pipeline_lib.plan import Plan
 from pipeline_lib.store import RECORD_SUFFIX, Store, record_path
 
@@ -159,7 +159,7 @@ def test_show_prints_the_chain_of_a_table(params: Params):
     for path in dependants_of(plan.prompts("basic")[0].members[0].path, plan) - set(show_results(plan)):
         if "/sets/" not in path:
             assert path in shown, path
-    digests = {plan._generator, plan._encoder, plan._sentences}
+    digests = {plan._generator, plan._sentences, *plan._encoders.values()}
     assert len(digests) == 3
     for words in (*digests, '"red/square"', '"grüne Fläche"', '"a photo of a {}"', "seed: 0", "top_p: 0.95"):
         assert words in text, words
@@ -226,12 +226,3 @@ def test_deleting_keeps_what_is_reached(params: Params):
 
 
 # --- plan -------------------------------------------------------------------------------------------------------------
-
-
-def test_plan_summary_counts_what_is_asked_for_and_what_is_there(params: Params):
-    """Images per class, class and strategy; after raising per_class the difference shows before anything runs."""
-    assert list(plan_summary(planned(params)))[-1] == "synthetic images: 24, 24 of them there"
-    assert list(plan_summary(planned(changed(params, images__per_class=6))))[-1] == (
-        "synthetic images: 36, 18 of them there"  # those of partial shards are not counted
-    )
-    assert list(plan_summary(planned(changed(params, seed=1))))[-1] == "synthetic images: 24, 0 of them there"

@@ -10,6 +10,7 @@ import yaml
 from small_project import FOLDERS, REPOSITORY, SHAPES, changed, draw_shapes, fake_models, own_dataset, planned
 
 from pipeline_lib.config import read_config
+from pipeline_lib.errors import UserError
 from pipeline_lib.plan import Plan
 
 Params = dict[str, Any]
@@ -205,7 +206,7 @@ def test_tables_share_image_sets(params: Params):
 ALL = {
     "prompts",
     "images",
-    "datasets",
+    "real_images",
     "embeddings",
     "heads",
     "scores",
@@ -230,11 +231,22 @@ CHANGES: dict[str, tuple[dict[str, Any], set[str]]] = {
     "run seed": ({"seed": 1}, {"prompts", "images", *AFTER_IMAGES}),
     "guidance": ({"images__guidance_scale": 1.0}, {"images", *AFTER_IMAGES}),
     "steps": ({"images__steps": 3}, {"images", *AFTER_IMAGES}),
+    "negative prompt": ({"images__negative_prompt": "blurred"}, {"images", *AFTER_IMAGES}),
+    "scheduler": ({"images__scheduler": "DDIMScheduler"}, {"images", *AFTER_IMAGES}),
+    "precision of the generator": ({"images__dtype": "float32"}, {"images", *AFTER_IMAGES}),
+    "precision of the encoder": ({"embeddings__dtype": "float32"}, set(AFTER_IMAGES)),
+    "rounds of sentences": ({"prompts__language_enhancement__rounds": 9}, {"prompts", "images", *AFTER_IMAGES}),
+    "top k": ({"prompts__language_enhancement__top_k": 50}, {"prompts", "images", *AFTER_IMAGES}),
     "format": ({"images__format": "webp"}, {"images", *AFTER_IMAGES}),
     "sentences kept": ({"prompts__language_enhancement__kept": 3}, {"prompts", "images", *AFTER_IMAGES}),
-    "template": ({"own_datasets__shapes__template": "a sketch of a {}"}, ALL - {"datasets"}),
+    "template": ({"own_datasets__shapes__template": "a sketch of a {}"}, ALL - {"real_images"}),
     # how and where, not what
     "image batch": ({"images__batch_size": 77}, set()),
+    "sentence batch": ({"prompts__language_enhancement__batch_size": 77}, set()),
+    "compilation": ({"images__compile": True}, set()),
+    "decoding threads": ({"embeddings__workers": 0}, set()),
+    "device": ({"device": "auto"}, set()),
+    "rates": ({"costs__images_per_second": 1.0}, set()),
     "embedding batch": ({"embeddings__batch_size": 77}, set()),
     "data folder": ({"data": "elsewhere"}, set()),
 }
@@ -256,7 +268,7 @@ def test_another_split_changes_what_is_computed_on_it(tmp_path: Path):
         (tmp_path / "split.yaml").write_text(f"evaluation: {{split: {split}}}\n")
         plans.append(shipped(tmp_path, tmp_path / "split.yaml"))
     added = plans[1].reached() - plans[0].reached()
-    assert {path.split("/")[0] for path in added} == {"datasets", "embeddings", "predictions", "metrics", "tables"}
+    assert {path.split("/")[0] for path in added} == {"real_images", "embeddings", "predictions", "metrics", "tables"}
 
 
 @pytest.mark.parametrize("name", ["run seed", "template", "guidance", "steps", "format"])
@@ -265,10 +277,39 @@ def test_a_change_of_the_recipe_keeps_no_image(params: Params, name: str):
     assert paths(params, "images").isdisjoint(paths(changed(params, **CHANGES[name][0]), "images"))
 
 
+def test_another_encoder_draws_nothing_and_adds_rows_of_its_own(params: Params):
+    """Table 1 gets a block per encoder, on the same images; Table 2 stays with the first. Names are only names."""
+    other = {"name": "rn50", "model": "RN50", "pretrained": "openai"}
+    clip = params["models"]["encoders"][0]
+    both = planned(changed(params, models__encoders=[clip, other]))
+    added = both.reached() - planned(params).reached()
+    assert {path.split("/")[0] for path in added} == {"heads", *AFTER_IMAGES}
+    cells = [both.store.relative(both.store.path(name)) for name in both.tables["table1"].spec["cells"]]
+    assert [name.split("/")[1].split(".")[-1] for name in cells] == ["clip", "rn50"]
+    assert both.tables["table2"].path == planned(params).tables["table2"].path
+    renamed = planned(changed(params, models__encoders=[{**clip, "name": "mine"}]))
+    assert {path for path in renamed.reached() if path.endswith(".parquet")} >= {
+        path
+        for path in planned(params).reached()
+        if path.startswith(("images/", "embeddings/")) and "/sets/" not in path
+    }
+
+
+def test_a_model_that_is_not_here_can_be_planned_with_and_nothing_more(params: Params):
+    """What a study costs can be asked before its models are downloaded; to make something they must be there."""
+    plan = planned(changed(params, models__generator="./none"))
+    assert len(plan.stage("images")) == 2
+    assert plan.paths(plan.stage("images")) != planned(params).paths(planned(params).stage("images"))
+    with pytest.raises(UserError, match=r"models\.generator.*'./none' does not exist"):
+        plan.require_models()
+    planned(params).require_models()
+
+
 def test_temperature_of_soft_targets_is_no_part_of_hard_label_tuning(params: Params):
     """Cells with cross-entropy do not change with a setting that they do not use."""
     before, after = paths(params, "classifiers"), paths(changed(params, tuning__temperature=3.0), "classifiers")
-    assert {path for path in before if "_ce/" in path} == {path for path in after if "_ce/" in path}
+    assert {path for path in before if "_ce." in path} == {path for path in after if "_ce." in path}
+    assert any("_ce." in path for path in before)
 
 
 def test_how_work_is_cut_into_jobs_changes_no_unit(params: Params):
@@ -300,7 +341,7 @@ def test_changed_test_images_change_what_is_computed_on_them(params: Params, tmp
     image = tmp_path / "shapes" / "red" / "000.png"
     image.write_bytes((tmp_path / "shapes" / "red" / "001.png").read_bytes())
     assert {path.split("/")[0] for path in paths(params) - before} == {
-        "datasets",
+        "real_images",
         "embeddings",
         "predictions",
         "metrics",

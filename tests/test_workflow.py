@@ -119,7 +119,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, tiny_models: dict[str, str
     assert run.jobs == {
         "prompts": 2,
         "images": 2,
-        "datasets": 1,
+        "real_images": 1,
         "heads": 1,
         "embeddings": 3,
         "scores": 2,
@@ -264,7 +264,7 @@ def test_more_images_cost_the_difference_and_changing_back_costs_nothing(project
     after = project.records()
     assert drawn(before, after) == 3
     assert len(new_units(before, after, "embeddings")) == 3
-    assert not {"prompts", "datasets", "heads"}.intersection(run.jobs)
+    assert not {"prompts", "real_images", "heads"}.intersection(run.jobs)
     assert read_csv(project.results()["table1.csv"])[0]["images_per_class"] == "5"
     untouched = project.files()
     assert {name: untouched[name] for name in files if name.startswith((f"{STORE}/images", f"{STORE}/embeddings"))} == {

@@ -1,16 +1,17 @@
 """Tiny, randomly initialised models in the real formats, for tests of the machinery (not of accuracy)."""
 
 from pathlib import Path
+from typing import Any
 
 CAPTIONS = [f"a photo of a {colour} {noun}" for colour in ("red", "blue") for noun in ("cat", "dog", "bird", "fish")]
 
 
-def make_tiny_models(folder: Path) -> dict[str, str]:
+def make_tiny_models(folder: Path) -> dict[str, Any]:
     """Write generator, encoder and word-to-sentence model below `folder`; returns params.yaml's section `models`."""
     import torch
     from diffusers import AutoencoderKL, StableDiffusionPipeline
 
-    from pipeline_lib.miniature import clip, text_to_image, tokenizer, word_to_sentence
+    from pipeline_lib.miniature import clip, text_to_image, tokenizer
 
     torch.manual_seed(0)
     words = folder / "tokenizer"
@@ -39,11 +40,18 @@ def make_tiny_models(folder: Path) -> dict[str, str]:
         requires_safety_checker=False,
     ).save_pretrained(folder / "text_to_image")
 
-    sentences = tokenizer.t5_tokenizer(words)
-    word_to_sentence.create(len(sentences), width=16, layers=1).save_pretrained(folder / "word_to_sentence")
-    sentences.save_pretrained(folder / "word_to_sentence")
+    make_tiny_t5(words, folder / "word_to_sentence")
     return {
         "generator": str(folder / "text_to_image"),
-        "encoder": f"local-dir:{folder / 'clip'}",
+        "encoders": [{"name": "clip", "model": f"local-dir:{folder / 'clip'}"}],
         "sentences": str(folder / "word_to_sentence"),
     }
+
+
+def make_tiny_t5(words: Path, folder: Path) -> None:
+    """Write a tiny T5 for the tokenizer in `words`, in transformers' format."""
+    from pipeline_lib.miniature import tokenizer, word_to_sentence
+
+    sentences = tokenizer.t5_tokenizer(words)
+    word_to_sentence.create(len(sentences), width=16, layers=1).save_pretrained(folder)
+    sentences.save_pretrained(folder)

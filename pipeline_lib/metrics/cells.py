@@ -58,6 +58,7 @@ def evaluate(spec: Mapping[str, Any], table: pa.Table, n_kept: int) -> Cell:
         zero_shot_per_class=per_class["zero_shot"],
         tuned_per_class=per_class["tuned"],
         generator=spec["generator"],
+        encoder_name=spec["encoder_name"],
         encoder=spec["encoder"],
         split=spec["split"],
         predictions=spec["predictions"],

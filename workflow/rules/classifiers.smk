@@ -9,6 +9,8 @@ rule classifiers:
     log:
         "logs/classifiers/{name}.{key}.log",
     threads: 1
+    resources:
+        gpu=GPU,
     shell:
         "{RUN} classifiers --spec {STORE:q}/specs/{wildcards.key}.json --out {output:q} --store {STORE:q}"
         " --threads {threads} --log {log}"

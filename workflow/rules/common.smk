@@ -14,6 +14,7 @@ sys.path.insert(0, str(workflow.basedir))
 
 from pipeline_lib import timings
 from pipeline_lib.config import load_config
+from pipeline_lib.costs import require_disk
 from pipeline_lib.errors import UserError
 from pipeline_lib.plan import Plan
 
@@ -22,9 +23,14 @@ try:
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
+for message in PLAN.missing_models:  # a dry run goes on
+    print(f"Not here yet: {message}", file=sys.stderr)
+
 STORE = PLAN.config.store
 RESULTS = PLAN.config.results
 RUN = f"{shlex.quote(sys.executable)} -m pipeline_lib"  # the Python that runs Snakemake
+# Of a rule that loads a model. Where the configuration leaves the choice to the job (auto), jobs take turns by themselves.
+GPU = 1 if PLAN.config.device == "cuda" else 0
 STARTED = time.time()
 SAMPLES = sorted({pair for table in PLAN.tables for pair in PLAN.sample_sheets(table)})
 SAMPLE_JOBS = {f"{dataset}.{strategy}": PLAN.samples(dataset, strategy) for dataset, strategy in SAMPLES}
@@ -55,6 +61,11 @@ def result_inputs(artifact, result):
 
 
 onstart:
+    try:
+        PLAN.require_models()
+        require_disk(PLAN, PLAN.config.costs)
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
     PLAN.store.write_specs(PLAN.jobs.values())
 
 

@@ -8,7 +8,9 @@ rule embeddings:
         f"{STORE}/embeddings/sets/{{name}}/{{key}}.json",
     log:
         "logs/embeddings/{name}.{key}.log",
-    threads: 1
+    threads: max(1, PLAN.config.embeddings.workers)
+    resources:
+        gpu=GPU,
     shell:
         "{RUN} embeddings --spec {STORE:q}/specs/{wildcards.key}.json --out {output:q} --store {STORE:q}"
         " --threads {threads} --log {log}"
@@ -22,6 +24,8 @@ rule heads:
     log:
         "logs/heads/{name}.{key}.log",
     threads: 1
+    resources:
+        gpu=GPU,
     shell:
         "{RUN} heads --spec {STORE:q}/specs/{wildcards.key}.json --out {output:q} --store {STORE:q}"
         " --threads {threads} --log {log}"

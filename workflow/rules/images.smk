@@ -1,4 +1,4 @@
-# Synthetic images (`images`) and the real images of the data sets (`datasets`), as shards: a receipt names the shards.
+# Synthetic images (`images`) and the real images of the data sets (`real_images`), as shards: a receipt names the shards.
 
 
 rule images:
@@ -9,21 +9,23 @@ rule images:
     log:
         "logs/images/{name}.{key}.log",
     threads: 1
+    resources:
+        gpu=GPU,
     shell:
         "{RUN} images --spec {STORE:q}/specs/{wildcards.key}.json --out {output:q} --store {STORE:q}"
         " --threads {threads} --log {log}"
 
 
-rule datasets:
+rule real_images:
     input:
         inputs,
     output:
-        f"{STORE}/datasets/sets/{{name}}/{{key}}.json",
+        f"{STORE}/real_images/sets/{{name}}/{{key}}.json",
     log:
-        "logs/datasets/{name}.{key}.log",
+        "logs/real_images/{name}.{key}.log",
     threads: 1
     shell:
-        "{RUN} datasets --spec {STORE:q}/specs/{wildcards.key}.json --out {output:q} --store {STORE:q}"
+        "{RUN} real_images --spec {STORE:q}/specs/{wildcards.key}.json --out {output:q} --store {STORE:q}"
         " --threads {threads} --log {log}"
 
 

@@ -9,6 +9,8 @@ rule prompts:
     log:
         "logs/prompts/{name}.{key}.log",
     threads: 1
+    resources:
+        gpu=GPU,
     shell:
         "{RUN} prompts --spec {STORE:q}/specs/{wildcards.key}.json --out {output:q} --store {STORE:q}"
         " --threads {threads} --log {log}"

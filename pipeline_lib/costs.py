@@ -1,0 +1,115 @@
+"""What a plan costs: how much is to be drawn and encoded, for how long, and whether the disk has room for it."""
+
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline_lib.config import Costs
+from pipeline_lib.errors import UserError
+from pipeline_lib.graph import Graph
+from pipeline_lib.store import Artifact
+
+
+@dataclass(frozen=True)
+class Amount:
+    """Artifacts of one stage, and rows (images) in them: in all, and those that are there already."""
+
+    artifacts: int
+    artifacts_there: int
+    rows: int
+    rows_there: int
+
+    @property
+    def rows_missing(self) -> int:
+        return self.rows - self.rows_there
+
+
+def amounts(graph: Graph) -> dict[str, Amount]:
+    """Per stage, what the graph asks for; each unit counts once, however many jobs share it."""
+    units: dict[str, Artifact] = {}
+    for job in graph.jobs.values():
+        for unit in job.members or (job,):
+            units.setdefault(unit.path, unit)
+    found: dict[str, list[int]] = {}
+    for unit in units.values():
+        # The features of a shard are as many as its images.
+        source = units.get(unit.spec["images"]) if unit.spec["stage"] == "embeddings" else unit
+        rows = _rows(source)
+        there = graph.store.is_complete(unit)
+        count = found.setdefault(str(unit.spec["stage"]), [0, 0, 0, 0])
+        for position, value in enumerate((1, there, rows, rows * there)):
+            count[position] += value
+    return {stage: Amount(*count) for stage, count in found.items()}
+
+
+def _rows(unit: Artifact | None) -> int:
+    # A split whose size is not known before it is read has no `stop`.
+    if unit is None or unit.spec.get("stop") is None:
+        return 0
+    return int(unit.spec["stop"] - unit.spec["start"])
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What is still to be made. Hours are of one device working alone; None where no rate is given."""
+
+    n_drawn: int
+    n_encoded: int
+    drawing_hours: float | None
+    encoding_hours: float | None
+    n_bytes: int
+
+
+def estimate(found: dict[str, Amount], costs: Costs) -> Estimate:
+    """Time and disk for what is missing, at the configuration's rates."""
+    missing = {stage: amount.rows_missing for stage, amount in found.items()}
+    drawn, real, encoded = (missing.get(stage, 0) for stage in ("images", "real_images", "embeddings"))
+    return Estimate(
+        n_drawn=drawn,
+        n_encoded=encoded,
+        drawing_hours=_hours(drawn, costs.images_per_second),
+        encoding_hours=_hours(encoded, costs.encodes_per_second),
+        n_bytes=round(1000 * ((drawn + real) * costs.kilobytes_per_image + encoded * costs.kilobytes_per_embedding)),
+    )
+
+
+def _hours(n: int, per_second: float | None) -> float | None:
+    return None if per_second is None else n / per_second / 3600
+
+
+def summary(found: dict[str, Amount], costs: Costs) -> Iterable[str]:
+    """Lines for people: the artifacts of each stage, and what the missing ones cost."""
+    for stage, amount in found.items():
+        if stage not in ("tables", "samples"):
+            rows = f", {amount.rows} images, {amount.rows_there} of them there" if amount.rows else ""
+            yield f"  {stage:<12} {amount.artifacts:>8} artifacts, {amount.artifacts_there} of them there{rows}"
+    needed = estimate(found, costs)
+    yield "still to be made:"
+    yield _line("draw", needed.n_drawn, needed.drawing_hours, costs.images_per_second)
+    yield _line("encode", needed.n_encoded, needed.encoding_hours, costs.encodes_per_second)
+    yield f"  disk   {needed.n_bytes / 1e9:.1f} GB (at {costs.kilobytes_per_image:g} kB an image)"
+
+
+def _line(what: str, n: int, hours: float | None, rate: float | None) -> str:
+    time = "" if hours is None else f", {hours:.1f} hours of one device at {rate:g} images/s"
+    return f"  {what:<6} {n} images{time}"
+
+
+def require_disk(graph: Graph, costs: Costs) -> None:
+    """Raises `UserError` where the disk of the store has no room for what is still to be made."""
+    needed = estimate(amounts(graph), costs).n_bytes
+    folder = _existing_parent(graph.store.root)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            f"store: the plan needs about {needed / 1e9:.1f} GB in {graph.store.root}, the disk there has "
+            f"{free / 1e9:.1f} GB left; make room, put `store` on a larger disk, ask for fewer images "
+            f"(images.per_class), or correct costs.kilobytes_per_image ({costs.kilobytes_per_image:g})"
+        )
+
+
+def _existing_parent(path: Path) -> Path:
+    """The path itself, or the nearest folder above it that is there."""
+    path = path.absolute()
+    return next(parent for parent in (path, *path.parents) if parent.exists())
