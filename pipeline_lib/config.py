@@ -142,6 +142,8 @@ class Embeddings(_Section):
     """Precision of the image encoder; auto: float16 on a GPU, float32 on a CPU. Text is always encoded in float32."""
     workers: Annotated[int, Field(ge=0)]
     """Threads that decode images while the encoder works; 0: none, one after the other."""
+    shards_per_job: Positive
+    """Shards of synthetic images that one job encodes: the model is loaded once per job."""
 
 
 class ClipFilter(_Section):

@@ -226,8 +226,22 @@ class Plan(Graph):
     # --- features -----------------------------------------------------------------------------------------------------
 
     @once
-    def embeddings(self, images: Artifact, encoder: str) -> Artifact:
-        """Features of a set of images: one unit per shard, shared like the shard."""
+    def embeddings(self, dataset: str, strategy: Strategy, encoder: str) -> list[Artifact]:
+        """Features of the synthetic images: per job a set of shards' features, which may span several sets of images."""
+        sets = self.images(dataset, strategy)
+        set_of = {shard.path: images.path for images in sets for shard in images.members}
+        return [
+            self._features(f"{dataset}.{strategy}", shards, encoder, [set_of[shard.path] for shard in shards])
+            for shards in _blocks([shard for images in sets for shard in images.members], self.config.embeddings.shards_per_job)
+        ]
+
+    @once
+    def real_embeddings(self, dataset: str, split: Split, encoder: str) -> Artifact:
+        """Features of the real images of a split."""
+        images = self.real_images(dataset, split)
+        return self._features(f"{dataset}.{split}", images.members, encoder, [images.path])
+
+    def _features(self, name: str, shards: Sequence[Artifact], encoder: str, after: Sequence[str]) -> Artifact:
         units = [
             self.unit(
                 "embeddings",
@@ -236,10 +250,9 @@ class Plan(Graph):
                 location=self._encoder_location(encoder),
                 inputs=[shard.path],
             )
-            for shard in images.members
+            for shard in shards
         ]
-        name = images.folder.removeprefix("images/sets/").removeprefix("real_images/sets/")
-        return self.set("embeddings", f"{name}.{encoder}", units, after=[images.path])
+        return self.set("embeddings", f"{name}.{encoder}", units, after=dict.fromkeys(after))
 
     @once
     def heads(self, encoder: str) -> Artifact:
@@ -269,7 +282,7 @@ class Plan(Graph):
     @once
     def scores(self, dataset: str, strategy: Strategy, encoder: str) -> Artifact:
         """Own-class probability and prediction of the zero-shot head, for every synthetic image."""
-        features = [self.embeddings(images, encoder) for images in self.images(dataset, strategy)]
+        features = self.embeddings(dataset, strategy, encoder)
         head = self.head(dataset, encoder)
         spec = {
             "class_names": self.dataset(dataset).class_names,
@@ -329,7 +342,7 @@ class Plan(Graph):
     def predictions(self, dataset: str, method: Method, encoder: str) -> Artifact:
         """What the zero-shot and the tuned heads say of every test image."""
         classifier = self.classifier(dataset, method, encoder)
-        features = self.embeddings(self.real_images(dataset, self.config.evaluation.split), encoder)
+        features = self.real_embeddings(dataset, self.config.evaluation.split, encoder)
         spec = {
             "class_names": self.dataset(dataset).class_names,
             "embeddings": features.path,

@@ -94,7 +94,7 @@ def small_params(models: dict[str, Any], images: Path, store: Path | str = "stor
             "per_shard": 3,
             "classes_per_job": 10,
         },
-        "embeddings": {"batch_size": 8, "dtype": "auto", "workers": 1},
+        "embeddings": {"batch_size": 8, "dtype": "auto", "workers": 1, "shards_per_job": 10},
         "clip_filter": {"threshold": "1/N", "per_class": None, "min_per_class": 2},
         "tuning": {
             "epochs": 2,

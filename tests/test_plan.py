@@ -318,6 +318,17 @@ def test_how_work_is_cut_into_jobs_changes_no_unit(params: Params):
     for stage in ("prompts", "images", "embeddings"):
         assert paths(params, stage) == paths(cut, stage)
     assert len(planned(cut).stage("images")) == 6
+    fine = changed(params, embeddings__shards_per_job=1)
+    assert paths(params, "embeddings") == paths(fine, "embeddings")
+    assert len(planned(fine).embeddings("shapes", "basic", "clip")) == 6
+
+
+def test_features_wait_for_all_the_images_that_they_are_of(params: Params):
+    """A job that encodes several sets of images comes after each of them, and of no other."""
+    plan = planned(changed(params, images__classes_per_job=1, embeddings__shards_per_job=4))
+    images = [artifact.path for artifact in plan.images("shapes", "basic")]
+    first, second = plan.embeddings("shapes", "basic", "clip")
+    assert list(first.after) == images[:2] and list(second.after) == images[2:]  # 2 shards a class
 
 
 def test_a_moved_model_is_the_same_model_and_other_weights_are_another(params: Params, tmp_path: Path):

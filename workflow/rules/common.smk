@@ -16,6 +16,7 @@ from pipeline_lib import timings
 from pipeline_lib.config import load_config
 from pipeline_lib.costs import require_disk
 from pipeline_lib.errors import UserError
+from pipeline_lib.images import ENCODING_THREADS
 from pipeline_lib.plan import Plan
 
 try:

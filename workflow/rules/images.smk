@@ -8,7 +8,7 @@ rule images:
         f"{STORE}/images/sets/{{name}}/{{key}}.json",
     log:
         "logs/images/{name}.{key}.log",
-    threads: 1
+    threads: ENCODING_THREADS if GPU else 1
     resources:
         gpu=GPU,
     shell:
