@@ -227,12 +227,13 @@ class Plan(Graph):
 
     @once
     def embeddings(self, dataset: str, strategy: Strategy, encoder: str) -> list[Artifact]:
-        """Features of the synthetic images: per job a set of shards' features, which may span several sets of images."""
+        """Features of the synthetic images: per job a set of shards' features; it may span several sets of images."""
         sets = self.images(dataset, strategy)
         set_of = {shard.path: images.path for images in sets for shard in images.members}
+        shards = [shard for images in sets for shard in images.members]
         return [
-            self._features(f"{dataset}.{strategy}", shards, encoder, [set_of[shard.path] for shard in shards])
-            for shards in _blocks([shard for images in sets for shard in images.members], self.config.embeddings.shards_per_job)
+            self._features(f"{dataset}.{strategy}", block, encoder, [set_of[shard.path] for shard in block])
+            for block in _blocks(shards, self.config.embeddings.shards_per_job)
         ]
 
     @once
