@@ -26,6 +26,7 @@ app = typer.Typer(
 
 StoreOption = Annotated[Path, typer.Option(help="Folder of the content-addressed artifacts.")]
 ResultsOption = Annotated[Path, typer.Option(help="Folder of tables and pictures.")]
+OverlayOption = Annotated[list[Path] | None, typer.Option(help="Overlay on params.yaml, as for --configfile.")]
 ParamsOption = Annotated[Path, typer.Option(help="Configuration.")]
 
 
@@ -127,7 +128,7 @@ def verify(
 @app.command(rich_help_panel="Store")
 def gc(
     params: ParamsOption = Path("params.yaml"),
-    overlay: Annotated[list[Path] | None, typer.Option(help="Overlay on params.yaml, as for --configfile.")] = None,
+    overlay: OverlayOption = None,
     delete: Annotated[bool, typer.Option(help="Delete what is listed.")] = False,
 ) -> None:
     """List what the present configuration does not reach; with --delete, delete it."""
@@ -147,26 +148,24 @@ def gc(
 
 
 @app.command(rich_help_panel="Configuration")
-def plan(
-    params: ParamsOption = Path("params.yaml"), overlay: Annotated[list[Path] | None, typer.Option()] = None
-) -> None:
+def plan(params: ParamsOption = Path("params.yaml"), overlay: OverlayOption = None) -> None:
     """Print what the configuration asks for, how much of it is there, and what the rest costs."""
     from pipeline_lib.costs import amounts, summary
     from pipeline_lib.plan import Plan
+    from pipeline_lib.readiness import not_here_yet
 
     planned = Plan(_config(params, overlay or []))
     config = planned.config
-    for message in planned.missing_models:
+    for message in not_here_yet(planned):
         print(f"Not here yet: {message}")
-    print(f"study {config.study}: {len(config.datasets)} data sets, {len(config.models.encoders)} encoders")
+    n_encoders = len(config.models.encoders)
+    print(f"study {config.study}: {len(config.datasets)} data sets, {n_encoders} encoder{'s' * (n_encoders > 1)}")
     for line in summary(amounts(planned), config.costs):
         print(line)
 
 
 @app.command("datasets", rich_help_panel="Configuration")
-def list_datasets(
-    params: ParamsOption = Path("params.yaml"), overlay: Annotated[list[Path] | None, typer.Option()] = None
-) -> None:
+def list_datasets(params: ParamsOption = Path("params.yaml"), overlay: OverlayOption = None) -> None:
     """List the data sets: what of each is here, what is missing, and where to get it."""
     from pipeline_lib.datasets.listing import describe_datasets
 

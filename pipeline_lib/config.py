@@ -234,7 +234,7 @@ class Config(_Section):
     data: str
     """Folder of source data: DATA/<data set> holds what its download unpacks to."""
     device: Literal["auto", "cpu", "cuda"]
-    """Where models run; auto: on a GPU where there is one; cuda: without a GPU nothing starts."""
+    """Where models run; auto: on a GPU where there is one; cuda: without a GPU nothing that needs one starts."""
     fashion_mnist: str | None = None
     """Folder with Fashion-MNIST's four .gz files; null: found or fetched."""
     datasets: Annotated[list[str], Field(min_length=1)]
@@ -262,7 +262,10 @@ class Config(_Section):
 
     @model_validator(mode="after")
     def _known_datasets(self) -> "Config":
-        registry = {**builtin_datasets(), **read_datasets(self.own_datasets, "own_datasets")}
+        own = read_datasets(self.own_datasets, "own_datasets")
+        for name in own.keys() & builtin_datasets().keys():
+            raise ValueError(f"own_datasets.{name}: this data set comes with the package; name yours otherwise")
+        registry = builtin_datasets() | own
         for key, names in (("datasets", self.datasets), ("tables.table2_datasets", self.tables.table2_datasets)):
             for name in names:
                 if name not in registry:
@@ -271,7 +274,10 @@ class Config(_Section):
                 raise ValueError(f"{key}: {names} names a data set twice")
         missing = [name for name in self.tables.table2_datasets if name not in self.datasets]
         if missing:
-            raise ValueError(f"tables.table2_datasets: {', '.join(missing)} must also be listed in datasets")
+            raise ValueError(
+                f"tables.table2_datasets: {', '.join(missing)} must also be listed in datasets; for Table 2 of those "
+                f"that are, write tables: {{table2_datasets: [{', '.join(self.datasets)}]}}"
+            )
         for name in self.datasets:
             if self.evaluation.split not in registry[name].splits:
                 raise ValueError(

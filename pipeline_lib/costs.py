@@ -25,22 +25,24 @@ class Amount:
         return self.rows - self.rows_there
 
 
-def amounts(graph: Graph) -> dict[str, Amount]:
-    """Per stage, what the graph asks for; each unit counts once, however many jobs share it."""
-    units: dict[str, Artifact] = {}
-    for job in graph.jobs.values():
-        for unit in job.members or (job,):
-            units.setdefault(unit.path, unit)
+def amounts(graph: Graph, jobs: Iterable[Artifact] | None = None) -> dict[str, Amount]:
+    """Per stage, what `jobs` (default: all of the graph) ask for; each unit counts once, however many jobs share it."""
+    known = _units(graph.jobs.values())
+    units = known if jobs is None else _units(jobs)
     found: dict[str, list[int]] = {}
     for unit in units.values():
         # The features of a shard are as many as its images.
-        source = units.get(unit.spec["images"]) if unit.spec["stage"] == "embeddings" else unit
+        source = known.get(unit.spec["images"]) if unit.spec["stage"] == "embeddings" else unit
         rows = _rows(source)
         there = graph.store.is_complete(unit)
         count = found.setdefault(str(unit.spec["stage"]), [0, 0, 0, 0])
         for position, value in enumerate((1, there, rows, rows * there)):
             count[position] += value
     return {stage: Amount(*count) for stage, count in found.items()}
+
+
+def _units(jobs: Iterable[Artifact]) -> dict[str, Artifact]:
+    return {unit.path: unit for job in jobs for unit in job.members or (job,)}
 
 
 def _rows(unit: Artifact | None) -> int:
@@ -82,30 +84,30 @@ def summary(found: dict[str, Amount], costs: Costs) -> Iterable[str]:
     """Lines for people: the artifacts of each stage, and what the missing ones cost."""
     for stage, amount in found.items():
         if stage not in ("tables", "samples"):
-            rows = f", {amount.rows} images, {amount.rows_there} of them there" if amount.rows else ""
-            yield f"  {stage:<12} {amount.artifacts:>8} artifacts, {amount.artifacts_there} of them there{rows}"
+            rows = f", {amount.rows:,} images, {amount.rows_there:,} of them there" if amount.rows else ""
+            yield f"  {stage:<12} {amount.artifacts:>9,} artifacts, {amount.artifacts_there:,} of them there{rows}"
     needed = estimate(found, costs)
     yield "still to be made:"
     yield _line("draw", needed.n_drawn, needed.drawing_hours, costs.images_per_second)
     yield _line("encode", needed.n_encoded, needed.encoding_hours, costs.encodes_per_second)
-    yield f"  disk   {needed.n_bytes / 1e9:.1f} GB (at {costs.kilobytes_per_image:g} kB an image)"
+    yield f"  disk   {needed.n_bytes / 1e9:,.1f} GB (at {costs.kilobytes_per_image:,.12g} kB an image)"
 
 
 def _line(what: str, n: int, hours: float | None, rate: float | None) -> str:
-    time = "" if hours is None else f", {hours:.1f} hours of one device at {rate:g} images/s"
-    return f"  {what:<6} {n} images{time}"
+    time = "" if hours is None else f", {hours:,.1f} hours of one device at {rate:g} images/s"
+    return f"  {what:<6} {n:,} images{time}"
 
 
-def require_disk(graph: Graph, costs: Costs) -> None:
-    """Raises `UserError` where the disk of the store has no room for what is still to be made."""
-    needed = estimate(amounts(graph), costs).n_bytes
+def require_disk(graph: Graph, jobs: Iterable[Artifact], costs: Costs) -> None:
+    """Raises `UserError` where the disk of the store has no room for what `jobs` still have to make."""
+    needed = estimate(amounts(graph, jobs), costs).n_bytes
     folder = _existing_parent(graph.store.root)
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
-            f"store: the plan needs about {needed / 1e9:.1f} GB in {graph.store.root}, the disk there has "
-            f"{free / 1e9:.1f} GB left; make room, put `store` on a larger disk, ask for fewer images "
-            f"(images.per_class), or correct costs.kilobytes_per_image ({costs.kilobytes_per_image:g})"
+            f"store: the run needs about {needed / 1e9:,.1f} GB in {graph.store.root}, the disk there has "
+            f"{free / 1e9:,.1f} GB left; make room, put `store` on a larger disk, ask for fewer images "
+            f"(images.per_class), or correct costs.kilobytes_per_image ({costs.kilobytes_per_image:,.12g})"
         )
 
 

@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -32,6 +33,14 @@ _OUT_OF_MEMORY = re.compile(
     r"|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED",
     re.IGNORECASE,
 )
+_RESOLVE = """
+import sys
+from pipeline_lib import devices
+try:
+    devices.resolve(sys.argv[1])
+except devices.UserError as error:
+    print(error)
+"""
 
 
 def resolve(device: str) -> str:
@@ -61,11 +70,18 @@ def resolve(device: str) -> str:
     )
 
 
+def require(device: str) -> None:
+    """Raises the `UserError` of `resolve(device)`, if there is one. Torch is imported in a process of its own."""
+    asked = subprocess.run([sys.executable, "-c", _RESOLVE, device], stdout=subprocess.PIPE, text=True, check=True)
+    if asked.stdout:
+        raise UserError(asked.stdout.strip())
+
+
 def claimed(device: str) -> str:
     """`resolve(device)`, on a GPU that no other process of this user has claimed: see `claim`.
 
-    Call it before anything in the process uses CUDA, and only when a model is really going to be loaded: where all
-    GPUs are taken it waits.
+    Call it before anything in the process uses CUDA, only when a model is probably going to be loaded, and holding
+    nothing that another process may wait for: where all GPUs are taken it waits.
     """
     if device not in ("auto", "cuda"):
         return resolve(device)

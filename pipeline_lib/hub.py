@@ -29,6 +29,8 @@ def hub_folder(
         f"where there is a network, run `hf download {repository}{pinned} --local-dir FOLDER`, bring the folder here "
         f"and name it in {key}: {local_prefix}FOLDER"
     )
+    if revision and (folder := _cached_folder(repository, revision, weights)):
+        return folder  # a commit never changes: no need to ask
     try:
         # Asked once and without retries: downloads are tried again and again, for minutes where there is no network.
         files = HfApi().model_info(repository, revision=revision, timeout=_TIMEOUT_S).siblings or []

@@ -1,6 +1,7 @@
 """Prompts for the generator: basic (B) and language enhancement (LE, paper section 3.1 and A.7.1)."""
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,7 @@ class Sentences:
 
     def __init__(self, class_name: str, *, require_class_name: bool):
         self.class_name, self._require_class_name = class_name, require_class_name
+        self._name = name_pattern(class_name)
         self._unique: dict[str, str] = {}
         self._n_sampled = self._n_duplicates = self._n_lost = 0
         self.stale = False
@@ -71,7 +73,7 @@ class Sentences:
         for raw in sampled:
             sentence = " ".join(raw.split())
             self._n_sampled += 1
-            lost = fold(self.class_name) not in fold(sentence)
+            lost = self._name.search(fold(sentence)) is None
             self._n_lost += lost
             if not sentence or (lost and self._require_class_name):
                 continue
@@ -96,6 +98,21 @@ class Sentences:
             "duplicates": self._n_duplicates,
             "without_class_name": self._n_lost,
         }
+
+
+def name_pattern(class_name: str) -> re.Pattern[str]:
+    """What finds a class name in a folded sentence: its words in order, whole, the last one in the plural or not.
+
+    Between the words anything but letters and digits may stand: tokenizers write "t - shirt". "rat" is not in
+    "decorates", but a script without letter case has no blanks between words either, and there it may stand in a run.
+    """
+    name = fold(class_name)
+    words = re.findall(r"[^\W_]+", name)
+    if not words:
+        return re.compile(re.escape(name))
+    spaced = all(letter.lower() != letter.upper() for letter in name if letter.isalpha())
+    before, after = (r"(?<![^\W_])", r"(?:e?s)?(?![^\W_])") if spaced else ("", "")
+    return re.compile(before + r"[\W_]*".join(map(re.escape, words)) + after)
 
 
 def enhance(
@@ -124,9 +141,9 @@ def enhance(
         ]
         for (_, sentences), sampled in zip(asking, sample(requests), strict=True):
             sentences.add(sampled)
-    for spec, sentences in zip(specs, found, strict=True):
-        if len(sentences) < spec["at_least"]:
-            raise UserError(_too_few(spec, sentences))
+    pairs = zip(specs, found, strict=True)
+    if faults := [_too_few(spec, sentences) for spec, sentences in pairs if len(sentences) < spec["at_least"]]:
+        raise UserError("\n".join(faults))
     return found
 
 

@@ -183,8 +183,8 @@ class Cell(_Record):
     gain: float
     gain_low: float
     gain_high: float
-    zero_shot_per_class: dict[str, float]
-    tuned_per_class: dict[str, float]
+    zero_shot_per_class: dict[str, float | None]  # None: there is no test image of the class
+    tuned_per_class: dict[str, float | None]
     generator: str
     encoder_name: str
     encoder: str

@@ -20,15 +20,21 @@ def make_set(
     store: Store,
     make_units: Callable[[Sequence[Artifact]], None],
     units_per_round: int = MAX_LOCKS,
+    prepare: Callable[[], object] | None = None,
 ) -> int:
     """Make the units of `artifact` that are not there intact, then write its receipt. Returns how many were made.
 
     `make_units` makes all units it is given; each must become complete on its own, so that an interrupted job loses
     only the units in flight. A unit that another process is making at this moment is left to it and awaited; with few
     `units_per_round`, jobs that share units share the work too.
+
+    `prepare` is called once, when something is missing and before anything is locked: what waits for another process
+    (a claim on a GPU) belongs there. In `make_units` it would wait with units locked that the other may wait for.
     """
     made = 0
     pending = [unit for unit in artifact.members if not store.is_intact(unit)]
+    if pending and prepare is not None:
+        prepare()
     while pending:
         # Units are locked in one order without waiting, so two jobs never wait for each other.
         locked = list(islice(_lockable(pending, store), min(units_per_round, MAX_LOCKS)))
@@ -75,7 +81,8 @@ def _usable(unit: Artifact, store: Store) -> bool:
 
 
 def _lock_path(unit: Artifact, store: Store) -> Path:
-    return store.root / ".locks" / f"{unit.short_key}.lock"
+    # In 256 folders: where a lock file stays, one folder would hold a file per unit for ever.
+    return store.root / ".locks" / unit.short_key[:2] / f"{unit.short_key}.lock"
 
 
 def _lockable(units: Sequence[Artifact], store: Store) -> Iterator[tuple[Artifact, FileLock]]:

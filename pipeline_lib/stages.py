@@ -40,12 +40,13 @@ def prompts(artifact: Artifact, store: Store) -> None:
             with store.making(unit) as path:
                 write_prompts(basic_prompts(unit.spec["class_name"], unit.spec["template"]), path)
 
+    device = _device_of(artifact)
+
     @cache
     def load() -> SentenceModel:
         from pipeline_lib.sentences import SentenceModel
 
-        location = artifact.members[0].location
-        return SentenceModel(**{**location, "device": claimed(location["device"])})
+        return SentenceModel(**{**artifact.members[0].location, "device": device()})
 
     def enhanced(units: Sequence[Artifact]) -> None:
         from pipeline_lib.progress import Progress
@@ -63,7 +64,10 @@ def prompts(artifact: Artifact, store: Store) -> None:
                         write_prompts(table, path)
                 progress.update(len(group))
 
-    make_set(artifact, store, basic if artifact.members[0].spec["strategy"] == "basic" else enhanced)
+    if artifact.members[0].spec["strategy"] == "basic":
+        make_set(artifact, store, basic)
+    else:
+        make_set(artifact, store, enhanced, prepare=device)
 
 
 def images(artifact: Artifact, store: Store) -> None:
@@ -73,15 +77,16 @@ def images(artifact: Artifact, store: Store) -> None:
     from pipeline_lib.images import make_shards
 
     location, spec = artifact.members[0].location, artifact.members[0].spec
-
     batches = Batches(location["batch_size"], "images")
+    device = _device_of(artifact)
 
     @cache
     def load() -> Generator:
         model, revision, compile = location["model"], location["revision"], location["compile"]
-        return load_generator(model, revision, spec, device=claimed(location["device"]), compile=compile)
+        return load_generator(model, revision, spec, device=device(), compile=compile)
 
-    make_set(artifact, store, lambda units: make_shards(units, store, load, batches), SHARDS_PER_ROUND)
+    # Claims a device even where all images turn out to be in other shards: that is known only of locked units.
+    make_set(artifact, store, lambda units: make_shards(units, store, load, batches), SHARDS_PER_ROUND, device)
 
 
 def real_images(artifact: Artifact, store: Store) -> None:
@@ -102,15 +107,17 @@ def embeddings(artifact: Artifact, store: Store) -> None:
     from pipeline_lib.embeddings import make_embeddings
 
     workers, dtype = artifact.members[0].location["workers"], artifact.members[0].spec["dtype"]
-    load = _encoder_loader(artifact, dtype)
-    make_set(artifact, store, lambda units: make_embeddings(units, store, load(), workers))
+    device = _device_of(artifact)
+    load = _encoder_loader(artifact, dtype, device)
+    make_set(artifact, store, lambda units: make_embeddings(units, store, load(), workers), prepare=device)
 
 
 def heads(artifact: Artifact, store: Store) -> None:
     """The zero-shot heads: the class prompts are encoded once per data set."""
     from pipeline_lib.classifiers.head import save_head, zero_shot_head
 
-    load = _encoder_loader(artifact, "float32")
+    device = _device_of(artifact)
+    load = _encoder_loader(artifact, "float32", device)
 
     def make(units: Sequence[Artifact]) -> None:
         encoder = load()
@@ -121,10 +128,15 @@ def heads(artifact: Artifact, store: Store) -> None:
             with store.making(unit, {"device": encoder.device}) as path:
                 save_head(path, head, {"key": unit.key})
 
-    make_set(artifact, store, make)
+    make_set(artifact, store, make, prepare=device)
 
 
-def _encoder_loader(artifact: Artifact, dtype: str) -> Callable[[], Encoder]:
+def _device_of(artifact: Artifact) -> Callable[[], str]:
+    """Claims the device of a set's units when it is first called, and says what it is."""
+    return cache(lambda: claimed(artifact.members[0].location["device"]))
+
+
+def _encoder_loader(artifact: Artifact, dtype: str, device: Callable[[], str]) -> Callable[[], Encoder]:
     """Loads the encoder of a set's units when it is first needed, once: a large set is made in several rounds."""
 
     @cache
@@ -133,7 +145,7 @@ def _encoder_loader(artifact: Artifact, dtype: str) -> Callable[[], Encoder]:
 
         location = artifact.members[0].location
         names = ("model", "pretrained", "revision", "batch_size")
-        return Encoder(**{name: location[name] for name in names}, dtype=dtype, device=claimed(location["device"]))
+        return Encoder(**{name: location[name] for name in names}, dtype=dtype, device=device())
 
     return load
 

@@ -84,6 +84,10 @@ BAD: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["models.generator_revision", "'main'", "40 hexadecimal digits"],
     ),
     "unknown device": ({"device": "gpu"}, ["device", "'gpu'", "'cuda'"]),
+    "own data set under the name of a built-in one": (
+        {"own_datasets__pets": {"folder": ".", "class_names": ["a", "b"], "template": "a {}"}},
+        ["own_datasets.pets", "comes with the package"],
+    ),
     "missing section": ({"images": ...}, ["images", "missing"]),
     "missing key": ({"images__per_class": ...}, ["images.per_class", "missing", "Images per class"]),
     "no data set": ({"datasets": []}, ["datasets", "[]", "at least 1"]),

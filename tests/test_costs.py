@@ -50,7 +50,7 @@ def test_estimate_at_the_papers_scale():
         n_bytes=391_500_000_000 + 34_800_000_000,
     )
     lines = "\n".join(summary(found, costs))
-    for words in ("8700000 images, 2416.7 hours", "17400000 images, 4.8 hours", "426.3 GB"):
+    for words in ("8,700,000 images, 2,416.7 hours", "17,400,000 images, 4.8 hours", "426.3 GB"):
         assert words in lines
     silent = Costs(kilobytes_per_image=45, kilobytes_per_embedding=2)
     assert estimate(found, silent).drawing_hours is None
@@ -62,8 +62,8 @@ def test_a_disk_too_small_is_told_before_anything_starts(params: Params, monkeyp
     plan = planned(params)
     needed = estimate(amounts(plan), plan.config.costs).n_bytes
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 0, needed))
-    require_disk(plan, plan.config.costs)
+    require_disk(plan, plan.jobs.values(), plan.config.costs)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 0, needed - 1))
     with pytest.raises(UserError, match=r"store.*needs about .* GB .*images\.per_class.*costs\.kilobytes_per_image"):
-        require_disk(plan, plan.config.costs)
+        require_disk(plan, plan.jobs.values(), plan.config.costs)
     assert not plan.store.root.exists()  # the free space is that of the folder where the store will be

@@ -11,10 +11,14 @@ import weakref
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+from small_project import REPOSITORY, changed
 
 from pipeline_lib import devices
+from pipeline_lib.datasets import preparation
 from pipeline_lib.errors import UserError
 
 # Claims a GPU, then writes what it got and when it began and ended to the file named by the first argument.
@@ -28,6 +32,30 @@ print(name, flush=True)
 time.sleep(float(sys.argv[2]))
 with open(sys.argv[1], "a") as log:
     log.write(f"{name} {began} {time.monotonic()}\\n")
+"""
+
+# Makes the set of the units START to STOP in the store named by the first argument, four at a time, as a stage that
+# needs a GPU does; begins when there is a file `go`.
+SHARER = """
+import logging, sys, time
+from pathlib import Path
+from pipeline_lib.devices import claim
+from pipeline_lib.sets import make_set
+from pipeline_lib.store import Artifact, Store
+
+def make(units):
+    print(claim(), flush=True)
+    while not (store.root / "go").exists():
+        time.sleep(0.01)
+    for unit in units:
+        with store.making(unit) as path:
+            path.write_text("made")
+
+logging.basicConfig(level=logging.INFO)
+store = Store(Path(sys.argv[1]))
+units = tuple(Artifact("units/u", {"number": number}, ".txt") for number in range(*map(int, sys.argv[2:])))
+spec = {"set": "units", "members": [unit.path for unit in units]}
+make_set(Artifact("units/sets/all", spec, ".json", members=units), store, make, 4, prepare=claim)
 """
 
 
@@ -54,8 +82,12 @@ def install_driver(programs: Path, listing: str) -> None:
 
 def start(log: Path, seconds: float, **environment: str) -> subprocess.Popen[str]:
     """A process that holds a GPU for that long."""
+    return start_python(HOLDER, str(log), str(seconds), **environment)
+
+
+def start_python(code: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(log), str(seconds)],
+        [sys.executable, "-c", code, *arguments],
         env={**os.environ, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -207,6 +239,30 @@ def test_a_process_that_waits_says_so_and_a_killed_holder_frees_its_gpu(tmp_path
     assert len(re.findall("waiting: other processes have all 1 GPUs", messages)) == 1
 
 
+def test_jobs_that_share_units_and_a_gpu_both_finish(tmp_path: Path):
+    """The one that waits for the GPU locks nothing that the one with the GPU waits for."""
+    store = tmp_path / "store"
+    store.mkdir()
+    first = start_python(SHARER, str(store), "0", "12", CUDA_VISIBLE_DEVICES="only")
+    jobs = [first]
+    try:
+        assert first.stdout is not None
+        assert first.stdout.readline().strip() == "only"
+        second = start_python(SHARER, str(store), "8", "20", CUDA_VISIBLE_DEVICES="only")
+        jobs.append(second)
+        assert second.stderr is not None
+        assert any("waiting: other processes have all 1 GPUs" in line for line in second.stderr)
+        (store / "go").touch()
+        for job in jobs:
+            job.communicate(timeout=20)
+            assert job.returncode == 0
+    finally:
+        for job in jobs:
+            job.kill()
+            job.communicate()
+    assert len(list((store / "units" / "u").glob("*.txt"))) == 20
+
+
 def test_a_claim_lasts_as_long_as_its_process(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
     """A second stage in the same process gets the same GPU: CUDA cannot move."""
     caplog.set_level(logging.INFO)
@@ -214,6 +270,58 @@ def test_a_claim_lasts_as_long_as_its_process(monkeypatch: pytest.MonkeyPatch, c
     assert devices.claim() == "a" == os.environ[devices.VISIBLE]
     assert devices.claim() == "a"
     assert caplog.text.count("is this process's") == 1
+
+
+# --- a run of the workflow --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def project(params: dict[str, Any], tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs Snakemake on a small project that asks for a GPU, on a machine that shows torch none."""
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(changed(params, device="cuda"), allow_unicode=True))
+
+    def snakemake(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = ["-m", "snakemake", "-s", str(REPOSITORY / "Snakefile"), "--directory", str(tmp_path), *arguments]
+        environment = os.environ | {"PATH": os.defpath, devices.VISIBLE: ""}
+        return subprocess.run(
+            [sys.executable, *command], env=environment, capture_output=True, text=True, check=False, timeout=120
+        )
+
+    return snakemake
+
+
+def test_a_run_without_the_gpu_it_needs_does_not_start(
+    project: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+):
+    """It says so before the first job, not in the logs of the first that loads a model."""
+    run = project("--cores", "2", "results/table1.csv")
+    assert run.returncode != 0
+    assert "device: 'cuda' is asked for" in run.stderr
+    assert "CUDA_VISIBLE_DEVICES is ''" in run.stderr
+    assert not (tmp_path / "store").exists()
+
+
+def test_what_needs_no_gpu_is_made_without_one(
+    project: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+):
+    """Real images can be prepared elsewhere."""
+    plan = project("--cores", "16", "--dry-run", "results/table1.csv")
+    assert plan.returncode == 0, plan.stderr
+    receipt = re.search(r"store/real_images/sets/\S+\.json", plan.stdout)
+    assert receipt is not None
+    run = project("--cores", "2", str(tmp_path / receipt[0]))
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path / receipt[0]).exists()
+
+
+def test_jobs_that_decode_images_with_several_threads_say_so(
+    project: Callable[..., subprocess.CompletedProcess[str]],
+):
+    """Else as many of them as there are cores would run side by side, each with threads for all cores."""
+    plan = project("--cores", "16", "--dry-run", "results/table1.csv").stdout
+    jobs = re.findall(r"^(?:local)?rule real_images:\n(?:    .*\n)+", plan, re.MULTILINE)
+    assert jobs
+    assert all(f"threads: {preparation._MAX_THREADS}\n" in job for job in jobs)
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------

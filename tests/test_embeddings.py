@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-from small_project import SHAPES, planned, small_params
+from small_project import SHAPES, changed, own_dataset, planned, small_params
 
 from pipeline_lib import stages
 from pipeline_lib.embeddings import COPIED, make_embeddings, read_embeddings, read_selected, write_embeddings
@@ -277,7 +277,7 @@ def test_real_images_are_embedded_once(
     plan = planned(small_params(tiny_models, folder, params["store"]))
     test_images = plan.real_images("shapes", "test")
     stages.real_images(test_images, plan.store)
-    features = plan.embeddings(test_images, "clip")
+    features = plan.real_embeddings("shapes", "test", "clip")
     stages.embeddings(features, plan.store)
     found = list(read_embeddings(plan.store, member_paths(plan.store, [features.path])))
     encoder = Encoder(tiny_models["encoders"][0]["model"], None, 3, device="cpu")
@@ -290,6 +290,35 @@ def test_real_images_are_embedded_once(
     stages.embeddings(features, plan.store)
 
 
+def test_heads_are_open_clips_zero_shot_classifiers(params: dict[str, Any], tiny_models: dict[str, Any]):
+    """Of every data set, with several templates, through plan and store: each class gets its own prompts."""
+    open_clip = pytest.importorskip("open_clip")
+    import torch
+
+    from pipeline_lib.classifiers.head import load_head
+
+    names = {"red cat": "red", "blue dog": "blue", "fish": "green"}
+    templates = {"shapes": ["a photo of a {}", "itap of the {}, a bird"], "others": ["a {}", "{}", "a red photo of {}"]}
+    own = own_dataset(Path(params["own_datasets"]["shapes"]["folder"]), names)
+    del own["template"]
+    own |= {"prompt_template": "a photo of a {}", "sentence_template": "a photo of a {}"}
+    small = small_params(tiny_models, Path(own["folder"]), params["store"])
+    small["own_datasets"] = {name: {**own, "head_templates": each} for name, each in templates.items()}
+    small["datasets"] = list(templates)
+    plan = planned(changed(small, tables__table2_datasets=list(templates)))
+    stages.heads(plan.heads("clip"), plan.store)
+
+    model_name = tiny_models["encoders"][0]["model"]
+    model, tokenizer = open_clip.create_model(model_name).eval(), open_clip.get_tokenizer(model_name)
+    scale = model.logit_scale.exp().item()
+    for name, each in templates.items():
+        head = load_head(plan.store.path(plan.head(name, "clip").path), list(names))
+        with torch.no_grad():
+            weights = open_clip.build_zero_shot_classifier(model, tokenizer, list(names), each)
+        np.testing.assert_allclose(head.weight, scale * weights.numpy().T, atol=1e-6 * scale)
+        assert not head.bias.any()
+
+
 def test_a_large_set_loads_its_encoder_once(
     params: dict[str, Any], tiny_models: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ):
@@ -300,7 +329,7 @@ def test_a_large_set_loads_its_encoder_once(
     folder = Path(params["own_datasets"]["shapes"]["folder"])
     plan = planned(small_params(tiny_models, folder, params["store"]))
     units = shards(plan.store, 2, 2, 2)
-    location = plan.embeddings(plan.real_images("shapes", "test"), "clip").members[0].location
+    location = plan.real_embeddings("shapes", "test", "clip").members[0].location
     members = tuple(
         Artifact(unit.folder, {**unit.spec, "dtype": "auto"}, ".parquet", inputs=unit.inputs, location=location)
         for unit in units

@@ -28,7 +28,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What was downloaded from a hub that has any repository."""
     asked: list[Any] = []
 
-    def download(repository: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+    def download(repository: str, *, revision: str | None, allow_patterns: list[str], **options: Any) -> str:
+        if options.get("local_files_only"):
+            raise FileNotFoundError("nothing is cached")
         asked.append((repository, revision, allow_patterns))
         return "the folder"
 
@@ -102,7 +104,9 @@ def test_a_download_that_breaks_off_is_a_user_error(monkeypatch: pytest.MonkeyPa
     """No traceback of the hub's library."""
     hub_of(monkeypatch, "config.json", "model.safetensors")
 
-    def broken(*_: Any, **__: Any) -> str:
+    def broken(*_: Any, **options: Any) -> str:
+        if options.get("local_files_only"):
+            raise FileNotFoundError("nothing is cached")
         raise OSError("disk full")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", broken)

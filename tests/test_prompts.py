@@ -8,6 +8,7 @@ import pytest
 from small_project import SHAPES, changed, planned
 
 from pipeline_lib import stages
+from pipeline_lib.datasets.registry import fold
 from pipeline_lib.errors import UserError
 from pipeline_lib.prompts import (
     Request,
@@ -15,6 +16,7 @@ from pipeline_lib.prompts import (
     basic_prompts,
     enhance,
     enhanced_prompts,
+    name_pattern,
     prompt_id,
     write_prompts,
 )
@@ -223,3 +225,26 @@ def test_enhanced_prompts_of_a_dataset(params: dict[str, Any], tiny_models: dict
     assert [table["class_name"].to_pylist() for table in tables[0]] == [[name] * 2 for name in SHAPES]
     assert tables[0] == tables[1]
     assert tables[0] != tables[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence", "found"),
+    [
+        ("rat", "A man decorates a tree.", False),
+        ("rat", "A strategy", False),
+        ("rat", "Two rats eat.", True),
+        ("T-shirt", "a t - shirt on a line", True),
+        ("t-shirt", "T-shirts", True),
+        ("dress", "three dresses", True),
+        ("dress", "an address", False),
+        ("2012 Ram C/V Cargo Van Minivan", "a 2012 ram c / v cargo van minivan", True),
+        ("ankle boot", "boots and an ankle", False),
+        ("707-320", "a 707-3200", False),
+        ("猫", "桌子上的猫在睡觉", True),
+        ("🐈", "a 🐈 sleeps", True),
+        ("sea_or_lake", "the sea or lake", True),
+    ],
+)
+def test_a_class_name_is_found_as_words(name: str, sentence: str, found: bool):
+    """Whole words, the last in the plural or not; where a script writes words together, anywhere."""
+    assert (name_pattern(name).search(fold(sentence)) is not None) == found

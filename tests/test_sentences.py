@@ -228,6 +228,49 @@ def test_a_pickle_of_weights_is_read_without_running_code(tiny_models: dict[str,
     assert not (tmp_path / "it ran").exists()
 
 
+def test_repositories_of_2020_hold_a_sentencepiece_model(tmp_path: Path):
+    """T5 as it was first published: no tokenizer.json, no tokenizer_config.json, no safetensors. Its tokens are those
+    of sentencepiece itself, its sentences those words."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    n_pieces, n_sentinels = 22, 100  # <extra_id_0> to <extra_id_99> follow the vocabulary
+    captions = [f"a photo of a {adjective}, {noun}" for adjective in ("red", "blue") for noun in ("cat", "dog", "bird")]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(captions * 10),
+        model_prefix=str(tmp_path / "spiece"),
+        vocab_size=n_pieces,
+        pad_id=0,  # T5's own numbers; it has no token that begins a text
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
+    (tmp_path / "spiece.vocab").unlink()
+    torch.manual_seed(0)
+    config = transformers.T5Config(
+        vocab_size=n_pieces + n_sentinels,
+        d_model=16,
+        d_kv=8,
+        d_ff=32,
+        num_layers=1,
+        num_heads=2,
+        decoder_start_token_id=0,
+    )
+    config.save_pretrained(tmp_path)
+    torch.save(transformers.T5ForConditionalGeneration(config).state_dict(), tmp_path / "pytorch_model.bin")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "pytorch_model.bin", "spiece.model"]
+
+    model = SentenceModel(str(tmp_path), None, 64, "cpu")
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "spiece.model"))
+    for text in ("red, cat", "a photo of a blue, dog"):
+        tokens = model._tokenizer(text)["input_ids"]
+        assert tokens == [*pieces.encode(text), pieces.eos_id()]
+        assert model._tokenizer.decode(pieces.encode(text)) == pieces.decode(pieces.encode(text))
+    (sentences,) = model.sample([replace(CAT, top_p=1.0)])
+    assert len(sentences) == CAT.n
+    assert len(set(sentences)) > 1
+    assert not any("<" in sentence and "extra_id" not in sentence for sentence in sentences)
+
+
 def test_an_unreachable_hub_is_said_with_the_way_around_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """The command that downloads, and where to name the folder."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline_lib import stages
 from pipeline_lib.sets import make_set, member_paths, read_receipt
 from pipeline_lib.store import Artifact, Store
 
@@ -138,3 +139,71 @@ def test_a_unit_that_another_job_fails_to_make_is_made_by_the_one_that_waits(tmp
     assert not thread.is_alive()
     assert sorted(failing.made + working.made) == [1, 2]
     assert store.is_complete(set_of(1, 2))
+
+
+# --- locks ------------------------------------------------------------------------------------------------------------
+
+
+def lock_files(store: Store) -> list[tuple[str, ...]]:
+    """Folder and name of every lock file there is; one is made when a unit is first locked."""
+    return sorted(path.relative_to(store.root / ".locks").parts for path in store.root.rglob("*.lock"))
+
+
+def test_what_may_wait_is_done_once_before_anything_is_locked_and_only_for_missing_units(tmp_path: Path):
+    """Once for all rounds; a set of which nothing is missing needs no preparation."""
+    store = Store(tmp_path)
+    locks_seen = []
+
+    def prepare() -> None:
+        locks_seen.append(lock_files(store))
+
+    assert make_set(set_of(1, 2, 3), store, Maker(store), units_per_round=1, prepare=prepare) == 3
+    assert locks_seen == [[]]
+    assert make_set(set_of(1, 2, 3), store, Maker(store), prepare=prepare) == 0
+    assert locks_seen == [[]]
+
+
+class ClaimedError(Exception):
+    """Ends a stage where it claims its device."""
+
+
+@pytest.mark.parametrize(
+    ("stage", "spec"),
+    [
+        ("prompts", {"strategy": "language_enhancement"}),
+        ("images", {}),
+        ("embeddings", {"dtype": "float32"}),
+        ("heads", {}),
+    ],
+)
+def test_stages_claim_their_device_before_they_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, spec: dict[str, str]
+):
+    """A job that waited for a GPU with units locked would keep those from getting on that have a GPU."""
+    store = Store(tmp_path)
+    location = {"device": "cuda", "batch_size": 1, "workers": 0, "model": "m", "pretrained": "", "revision": None}
+    unit = Artifact("units/u", {"stage": stage, **spec}, ".parquet", location=location)
+    whole = Artifact("units/sets/all", {"set": stage, "members": [unit.path]}, ".json", members=(unit,))
+
+    def claimed(device: str) -> str:
+        assert device == "cuda"
+        assert not lock_files(store)
+        raise ClaimedError
+
+    monkeypatch.setattr(stages, "claimed", claimed)
+    with pytest.raises(ClaimedError):
+        stages.STAGES[stage](whole, store)
+
+
+def test_lock_files_do_not_pile_up_in_one_folder(tmp_path: Path):
+    """A file per unit, spread over the first two digits of the keys."""
+    store = Store(tmp_path)
+    locked: list[tuple[str, ...]] = []
+
+    def make(units: Sequence[Artifact]) -> None:
+        locked.extend(lock_files(store))
+        Maker(store)(units)
+
+    make_set(set_of(*range(20)), store, make)
+    keys = sorted(unit(number).short_key for number in range(20))
+    assert locked == [(key[:2], f"{key}.lock") for key in keys]

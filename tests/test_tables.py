@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline_lib.records import Cell, predictions_schema
-from pipeline_lib.tables import as_csv, as_markdown, as_metrics, paper_values, table1
+from pipeline_lib.tables import as_csv, as_markdown, as_metrics, paper_values, table1, table2
 
 RN50 = "open_clip:RN50:openai"
 # Top-1 of the authors' later table, ViT-B/16, and of the paper, RN50.
@@ -121,3 +121,21 @@ def test_the_papers_own_average_gain_follows_from_its_rows():
     ]
     assert len(gains) == 17
     assert np.mean(gains) == pytest.approx(4.31, abs=0.005)
+
+
+def test_table_2_has_the_papers_values_of_rn50():
+    """Zero-shot and each method of a data set; other encoders and the averages have none."""
+    methods = [("basic", False, "ce"), ("language_enhancement", True, "sce")]
+    cells = [
+        cell("cifar10", "any", RN50).model_copy(update={"strategy": strategy, "clip_filter": clip_filter, "loss": loss})
+        for strategy, clip_filter, loss in methods
+    ]
+    found = [row["paper_top1"] for row in table2(cells, predictions, 100)]
+    assert found == [70.31, 77.39, 80.06, None, None, None]
+    others = [one.model_copy(update={"encoder": "open_clip:ViT-B-16:openai"}) for one in cells]
+    assert all(row["paper_top1"] is None for row in table2(others, predictions, 100))
+    text = as_markdown("table2", table2(cells, predictions, 100), "study", cells)
+    assert "the values that the paper prints" in text
+    assert "the values that the paper prints" not in as_markdown(
+        "table2", table2(others, predictions, 100), "s", others
+    )

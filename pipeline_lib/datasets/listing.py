@@ -1,17 +1,19 @@
 """What is there of each data set, what is missing, and what to do about it."""
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipeline_lib.config import Config
 from pipeline_lib.datasets import fashion_mnist
+from pipeline_lib.datasets.fingerprints import raw_fingerprint
 from pipeline_lib.datasets.layouts import LAYOUTS, find_parts, hints
 from pipeline_lib.datasets.registry import Dataset, builtin_datasets, read_datasets
 from pipeline_lib.datasets.units import how_to_get, raw_folder, real_units
 from pipeline_lib.digests import DigestCache
 from pipeline_lib.errors import UserError
 from pipeline_lib.graph import Graph
+from pipeline_lib.store import Artifact, Store
 
 _WIDTH = 100
 
@@ -73,7 +75,8 @@ def _official_download(loader: str, root: Path, remedy: str) -> str:
 
 
 def _prepared(definition: Dataset, config: Config, graph: Graph, digests: DigestCache) -> str:
-    counts = []
+    counts: list[str] = []
+    outdated: list[str] = []
     for split in definition.splits:
         try:
             units = real_units(definition, split, config, digests)
@@ -81,8 +84,24 @@ def _prepared(definition: Dataset, config: Config, graph: Graph, digests: Digest
             return f"cannot be made: {error}"
         name = f"{definition.name}.{split}"
         shards = [graph.unit("real_images", name, unit.spec, location=unit.location) for unit in units]
-        counts.append(f"{split} {sum(map(graph.store.is_complete, shards))} of {len(shards)}")
-    return ", ".join(counts)
+        complete = list(filter(graph.store.is_complete, shards))
+        counts.append(f"{split} {len(complete)} of {len(shards)}")
+        if definition.name not in config.own_datasets and complete:
+            outdated += _outdated(split, complete, graph.store, digests)
+    return ", ".join(counts) + "".join(outdated)
+
+
+def _outdated(split: str, shards: Sequence[Artifact], store: Store, digests: DigestCache) -> Iterator[str]:
+    """What there is to say of shards whose raw data has changed since; of deleted raw data nothing."""
+    spec, location = shards[0].spec, shards[0].location
+    there = raw_fingerprint(spec["loader"], split, Path(location["root"]), digests) if "loader" in spec else None
+    made_from = [record.details for record in map(store.record, shards) if record and "raw_data" in record.details]
+    if there is not None and any(details["raw_data"] != there for details in made_from):
+        yield (
+            f". The {split} shards were made from OTHER FILES than {location['root']} has now (they were "
+            f"{made_from[0]['n_images']:,} images then), and stay in use. To use the new ones, define a data set in "
+            f"own_datasets with loader: {spec['loader']} and this root: such a one is known by its files"
+        )
 
 
 def _paragraph(text: str) -> list[str]:

@@ -11,12 +11,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from pipeline_lib.datasets.fingerprints import raw_fingerprint
 from pipeline_lib.datasets.loaders.split import Raw, RealSplit
+from pipeline_lib.digests import DigestCache
 from pipeline_lib.errors import UserError
 from pipeline_lib.progress import Progress
 from pipeline_lib.records import IMAGES_PER_ROW_GROUP
@@ -67,14 +70,15 @@ def prepare(split: RealSplit, units: Sequence[Artifact], store: Store) -> None:
     """Write shards of a split, in order, with images decoded in threads.
 
     Damaged images stop the run when all units have been seen: the `UserError` counts and names them. Shards without
-    any are written all the same.
+    any are written all the same. Records say how many images the split had, and of an official download what it was.
     """
     damaged: list[str] = []
+    details = {"n_images": len(split), **_raw_data(units[0], store)}
     threads = min(_MAX_THREADS, len(os.sched_getaffinity(0)))
     total = sum(len(_positions(unit, split)) for unit in units)
     with Progress("real images", total, "image") as progress, ThreadPoolExecutor(threads) as pool:
         for unit in units:
-            with suppress(_DamagedShardError), store.making(unit) as path:
+            with suppress(_DamagedShardError), store.making(unit, details) as path:
                 write_shard(_rows(unit, split, pool, progress, damaged), path, unit.spec)
     if damaged:
         location = units[0].location
@@ -84,6 +88,13 @@ def prepare(split: RealSplit, units: Sequence[Artifact], store: Store) -> None:
             f"images: {'; '.join(damaged[:5])}. "
             f"Unpack or download them again; in data of your own, replace or remove them"
         )
+
+
+def _raw_data(unit: Artifact, store: Store) -> dict[str, str | None]:
+    if "loader" not in unit.spec:
+        return {}
+    root, digests = Path(unit.location["root"]), DigestCache(store.root / "digests.json")
+    return {"raw_data": raw_fingerprint(unit.spec["loader"], unit.spec["split"], root, digests)}
 
 
 def _positions(unit: Artifact, split: RealSplit) -> range:

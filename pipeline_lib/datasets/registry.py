@@ -22,6 +22,8 @@ from pipeline_lib.errors import UserError
 Rendering = Literal["objects", "fine_grained", "low_resolution", "sketch", "rendition", "scene"]
 Split = Literal["test", "train", "validation"]
 Kind = Literal["fashion_mnist", "loader", "folder", "parquet", "huggingface"]
+# Loaders whose labels are codes (WordNet ids, numbers), which resemble no name.
+CODED = frozenset({"flowers", "imagenet", "imagenet_r", "imagenet_sketch"})
 KINDS: tuple[Kind, ...] = ("fashion_mnist", "loader", "folder", "parquet", "huggingface")
 
 
@@ -293,8 +295,7 @@ def _known_names(value: dict[str, Any], where: str) -> list[str] | None:
             )
         return list(found.names)
     if isinstance(loader, str) and loader in LAYOUTS:
-        lists = (_packaged_list(kind, loader, where) for kind in ("class_folders", "class_names"))
-        name_of: dict[Any, str] = dict(zip(*lists, strict=True))
+        name_of: dict[Any, str] = dict(_packaged_names(loader, where))
         labels = value.setdefault("class_folders", list(name_of))
         return [name_of.get(label, str(label)) for label in labels] if isinstance(labels, list) else None
     return None
@@ -308,6 +309,24 @@ def _labels_of(value: dict[str, Any], where: str) -> Any:
         if found.are_numbers:
             return [str(number) for number in range(len(names))]
     return names
+
+
+@cache
+def official_names(loader: str | None) -> dict[str, str]:
+    """What the package calls each label of a download whose labels are codes; of others nothing."""
+    return _packaged_names(loader, "pipeline_lib/datasets") if loader in CODED else {}
+
+
+def _packaged_names(loader: str, where: str) -> dict[str, str]:
+    """Label -> class name, from the two lists that come with the package and go line by line."""
+    labels, names = (_packaged_list(kind, loader, where) for kind in ("class_folders", "class_names"))
+    if len(labels) != len(names):
+        raise ValueError(
+            f"{where}: pipeline_lib/datasets/class_names/{loader}.txt has {len(names)} names, "
+            f"pipeline_lib/datasets/class_folders/{loader}.txt has {len(labels)} labels; there must be one name for "
+            f"each label: restore the files, or install the package again"
+        )
+    return dict(zip(labels, names, strict=True))
 
 
 def _packaged_list(kind: str, loader: str, where: str) -> list[str]:

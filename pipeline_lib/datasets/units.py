@@ -1,7 +1,13 @@
 """Planning of real images: the shards of a split, before anything is read.
 
-What an official download holds is known from its definition (labels, counts), so it is planned without it: a plan of
-the whole study can be looked at anywhere. Your own images are known by their content, which is hashed when planned.
+Your own images are known by their content, which is hashed when planned. So is an official download that you defined
+yourself (`own_datasets` with `loader`): another root, or mended files, are other shards. There its images count by
+their paths and sizes (see `datasets.fingerprints`), and it must stay where it is.
+
+The data sets that come with the package are known by their definition (labels, counts) alone: a plan of the whole study
+can be looked at anywhere, and once the shards are there the raw data may be deleted. The price: shards that were made
+stay, whatever happens to the raw data. Their records say what they were made from (`details`), and the list of data
+sets says where that is no longer what is there.
 """
 
 import os
@@ -12,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline_lib.config import Config
+from pipeline_lib.datasets.fingerprints import raw_fingerprint
 from pipeline_lib.datasets.names import check_names
 from pipeline_lib.datasets.own_data import DATA_SUFFIXES, IMAGE_SUFFIXES, parquet_files, parquet_rows
-from pipeline_lib.datasets.registry import Dataset
+from pipeline_lib.datasets.registry import Dataset, official_names
 from pipeline_lib.digests import DigestCache, files_below
 from pipeline_lib.errors import UserError
 
@@ -40,11 +47,12 @@ def real_units(definition: Dataset, split: str, config: Config, digests: DigestC
     images that are missing.
     """
     split = definition.require_split(split, "evaluation.split")
-    if definition.kind != "loader":  # official lists are checked when their data is read
-        check_names(definition.name, definition.class_names, definition.labels, definition.renamed)
+    if definition.name in config.own_datasets:  # the raw data's own names are looked at when it is read
+        official = official_names(definition.loader)
+        check_names(definition.name, definition.class_names, definition.labels, definition.renamed, official)
     expected = definition.n_images.get(split)
     try:
-        source, location, found = _source(definition, config, digests)
+        source, location, found = _source(definition, split, config, digests)
     except (ValueError, OSError) as error:  # files that were there when the configuration was read
         raise UserError(f"{definition.name}: {error}") from None
     if None not in (expected, found) and expected != found:
@@ -73,7 +81,7 @@ def _ranges(n_images: int | None) -> Iterator[tuple[int, int | None]]:
 
 
 def _source(
-    definition: Dataset, config: Config, digests: DigestCache
+    definition: Dataset, split: str, config: Config, digests: DigestCache
 ) -> tuple[dict[str, Any], dict[str, Any], int | None]:
     """What a spec says of where the images come from, where that is here, and their number if it can be seen."""
     if definition.fashion_mnist is not None:
@@ -81,8 +89,11 @@ def _source(
         return {"fashion_mnist": definition.fashion_mnist}, location, None
     labels: dict[str, Any] = {"class_folders": definition.labels, "subset": definition.subset}
     if definition.loader is not None:
-        location = {"root": raw_folder(definition, config), "download": how_to_get(definition, config)}
-        return {"loader": definition.loader, **labels}, location, None
+        raw = raw_folder(definition, config)
+        spec = {"loader": definition.loader, **labels}
+        if definition.name in config.own_datasets:
+            spec["content"] = raw_fingerprint(definition.loader, split, Path(raw), digests)
+        return spec, {"root": raw, "download": how_to_get(definition, config)}, None
     if definition.folder is not None:
         root = Path(definition.folder)
         files = [path for name in definition.folders() for path in _images_of_class(root / name)]

@@ -44,7 +44,7 @@ def load_generator(
     if folder.class_name == "GlidePipeline":
         from pipeline_lib.generators.glide.generator import Glide
 
-        return Glide(str(folder.path), None, settings, device=device, compile=compile)
+        return Glide(folder, settings, device=device, compile=compile)
     from pipeline_lib.generators.latent_diffusion import LatentDiffusion
 
     return LatentDiffusion(folder, settings, device=device, compile=compile)

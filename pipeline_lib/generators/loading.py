@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import warnings
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import diffusers
@@ -15,11 +16,20 @@ from transformers.utils import logging as transformers_logging
 
 from pipeline_lib.errors import UserError
 from pipeline_lib.generators.folders import KEY, Component, PipelineFolder
+from pipeline_lib.generators.glide.pipeline import GlidePipeline
 
 # What the libraries raise for files that are missing, damaged or of another model.
 _UNUSABLE = (AttributeError, ImportError, KeyError, OSError, RuntimeError, SafetensorError, TypeError, ValueError)
-# Once a pipeline is loaded, they warn of casts alone, with every batch: SDXL draws in float16, decodes in float32.
-_CASTS = ("diffusers.models.modeling_utils", "diffusers.pipelines.pipeline_utils")
+# Where the models of a pipeline come from: libraries as model_index.json names them.
+_LIBRARIES = ("diffusers", "transformers", "pipeline_lib.generators.glide.text")
+_NAMED = 3  # weights in a message
+# Modules that say nothing of use below an error: of weights that do not fit, which is an error here; and with every
+# batch of casts, because SDXL draws in float16 and decodes in float32.
+_TALKATIVE = {
+    diffusers_logging: ("diffusers.models.modeling_utils", "diffusers.pipelines.pipeline_utils"),
+    # The second one complains of what is not sharded as soon as the first one is quiet.
+    transformers_logging: ("transformers.modeling_utils", "transformers.distributed.tensor_parallel"),
+}
 # Images for research are kept as they were drawn. What a pipeline's constructor takes to leave them alone:
 _UNALTERED = {"safety_checker": None, "requires_safety_checker": False, "watermarker": None, "add_watermarker": False}
 
@@ -27,17 +37,20 @@ _UNALTERED = {"safety_checker": None, "requires_safety_checker": False, "waterma
 def load_pipeline(folder: PipelineFolder, dtype: torch.dtype) -> DiffusionPipeline:
     """The pipeline in CPU memory, in evaluation mode, without safety checker and watermark.
 
-    Raises `UserError` for a pipeline that draws no images from text alone, and for weights that do not fit their
-    configuration; the libraries would fill missing weights with random numbers.
+    Raises `UserError` for a pipeline that draws no images from text alone, for weights that do not fit their
+    configuration (the libraries would fill missing ones with random numbers), and for weights that are not finite.
     """
     pipeline_class = _text_to_image_class(folder)
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
+    for library, names in _TALKATIVE.items():
+        for name in names:
+            library.get_logger(name).setLevel(library.ERROR)
     arguments = {name: value for name, value in _UNALTERED.items() if name in _parameters(pipeline_class)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of names that the installed versions still know
         for component in folder.models():
-            if component.library in ("diffusers", "transformers"):
+            if component.library in _LIBRARIES:
                 arguments[component.name] = _load_model(component, dtype)
         try:
             pipeline = pipeline_class.from_pretrained(
@@ -46,13 +59,13 @@ def load_pipeline(folder: PipelineFolder, dtype: torch.dtype) -> DiffusionPipeli
         except _UNUSABLE as error:
             raise UserError(f"{KEY}: {str(folder.path)!r} cannot be loaded: {error}") from error
     pipeline.set_progress_bar_config(disable=True)
-    for name in _CASTS:
-        diffusers_logging.get_logger(name).setLevel(diffusers_logging.ERROR)
     return pipeline
 
 
 def _text_to_image_class(folder: PipelineFolder) -> Any:
-    """The pipeline's class, if it is one that AutoPipelineForText2Image gives and needs nothing but text."""
+    """The pipeline's class, if it is GLIDE or one that AutoPipelineForText2Image gives and needs nothing but text."""
+    if folder.class_name == GlidePipeline.__name__:
+        return GlidePipeline
     allowed = sorted(
         {cls.__name__ for cls in AUTO_TEXT2IMAGE_PIPELINES_MAPPING.values() if "Control" not in cls.__name__}
     )
@@ -76,17 +89,40 @@ def _load_model(component: Component, dtype: torch.dtype) -> Any:
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
-            **{"torch_dtype" if component.library == "diffusers" else "dtype": dtype},
+            ignore_mismatched_sizes=True,  # reported, where the libraries' own errors advise to load random numbers
+            **{"dtype" if component.library == "transformers" else "torch_dtype": dtype},
         )
     except _UNUSABLE as error:
         reason = str(error).rstrip(".!")
     else:
-        missing = sorted(report["missing_keys"])
-        if not missing:
+        fault = _fault(model, report)
+        if fault is None:
             return model
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        reason = f"weights {', '.join(missing[:3])}{more} are missing"
+        reason = fault
     raise UserError(
         f"{KEY}: {str(component.folder)!r} cannot be loaded as the {component.class_name} of its config.json: "
         f"{reason}. It is damaged, or the checkpoint of another architecture: download or convert the model again"
     )
+
+
+def _fault(model: torch.nn.Module, report: Mapping[str, Any]) -> str | None:
+    """What is wrong with a model's weights, None where nothing is; `report` is the libraries' loading info."""
+    if misshapen := sorted(report["mismatched_keys"]):
+        name, found, expected = misshapen[0]
+        more = f", and {len(misshapen) - 1} more misfits" if len(misshapen) > 1 else ""
+        return f"weight {name} has the shape {list(found)}, not {list(expected)}{more}"
+    if missing := report["missing_keys"]:
+        return f"weights {_named(missing)} are missing"
+    if damaged := [name for name, weight in model.named_parameters() if not _is_finite(weight)]:
+        return f"weights {_named(damaged)} are not finite in {str(model.dtype).removeprefix('torch.')}"
+    return None
+
+
+def _named(weights: Collection[str]) -> str:
+    more = f" and {len(weights) - _NAMED} more" if len(weights) > _NAMED else ""
+    return f"{', '.join(sorted(weights)[:_NAMED])}{more}"
+
+
+def _is_finite(weight: torch.Tensor) -> bool:
+    # Both ends are NaN where one number is; much faster than torch.isfinite of billions of them.
+    return weight.numel() == 0 or all(end.isfinite() for end in torch.aminmax(weight))

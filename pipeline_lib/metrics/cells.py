@@ -33,10 +33,13 @@ def evaluate(spec: Mapping[str, Any], table: pa.Table, n_kept: int) -> Cell:
     labels, zero_shot, tuned = predicted(table)
     gain = paired_bootstrap_gain(tuned, zero_shot, labels, resamples=spec["bootstrap_resamples"])
     names = spec["class_names"]
-    per_class = {
-        key: dict(zip(names, np.round(per_class_top1(predictions, labels, len(names)), 4).tolist(), strict=True))
-        for key, predictions in (("zero_shot", zero_shot), ("tuned", tuned))
-    }
+    zero_shot_per_class, tuned_per_class = (
+        {
+            name: None if np.isnan(value) else round(float(value), 4)
+            for name, value in zip(names, per_class_top1(predictions, labels, len(names)), strict=True)
+        }
+        for predictions in (zero_shot, tuned)
+    )
     return Cell(
         dataset=spec["dataset"],
         task=spec["task"],
@@ -55,8 +58,8 @@ def evaluate(spec: Mapping[str, Any], table: pa.Table, n_kept: int) -> Cell:
         gain=gain.value,
         gain_low=gain.low,
         gain_high=gain.high,
-        zero_shot_per_class=per_class["zero_shot"],
-        tuned_per_class=per_class["tuned"],
+        zero_shot_per_class=zero_shot_per_class,
+        tuned_per_class=tuned_per_class,
         generator=spec["generator"],
         encoder_name=spec["encoder_name"],
         encoder=spec["encoder"],

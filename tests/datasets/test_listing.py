@@ -1,5 +1,6 @@
 """The list of data sets says of each what is there, what is missing, and what to do."""
 
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -121,3 +122,22 @@ def test_listing_is_quick(params: Params):
     started = time.perf_counter()
     assert len(list(describe_datasets(configured(params)))) > 80
     assert time.perf_counter() - started < 3
+
+
+def test_shards_made_from_other_files_are_pointed_out(params: Params, tmp_path: Path):
+    """Shards of the package's data sets stay when the raw data changes or goes; the list says where it has changed."""
+    definition = builtin_datasets()["birdsnap"]
+    names = dict(zip(definition.labels, definition.class_names, strict=True))
+    tree = draw_raw_tree("birdsnap", tmp_path / "raw" / "birdsnap", 1, classes=names)
+    plan = planned(params)
+    stages.real_images(plan.real_images("birdsnap", "test"), plan.store)
+    assert "shards: test 1 of 1, train 0 of 1" in entries(params)["birdsnap"]
+    assert "OTHER FILES" not in entries(params)["birdsnap"]
+    next((tree.root / "birdsnap" / "download" / "images" / next(iter(names))).iterdir()).unlink()
+    said = entries(params)["birdsnap"]
+    assert "shards: test 1 of 1, train 0 of 1. The test shards were made from OTHER FILES than" in said
+    assert "they were 500 images then" in said
+    assert "own_datasets with loader: birdsnap" in said
+    shutil.rmtree(tree.root)
+    assert "shards: test 1 of 1" in entries(params)["birdsnap"]
+    assert "OTHER FILES" not in entries(params)["birdsnap"]

@@ -198,8 +198,11 @@ def test_flat_imagenet_without_labels(params: Params, tmp_path: Path):
 def test_names_that_belong_to_other_codes_are_caught(params: Params, tmp_path: Path, beside: str):
     """WordNet ids resemble no name; the raw data's own words for them give a shifted list away."""
     tree = draw_flat_imagenet(tmp_path / "imagenet", 4, beside)
+    [unit] = units(params, tree)
     names = list(tree.classes.values())
-    message = refusal(params, tree, class_names=[*names[1:], names[0]])
+    with pytest.raises(UserError) as caught:
+        open_split({**unit.spec, "class_names": [*names[1:], names[0]]}, unit.location)
+    message = str(caught.value)
     assert "3 of 3 class names" in message
     assert "'tabby cat' stands at 'tench, other name'" in message
 

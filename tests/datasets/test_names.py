@@ -6,7 +6,7 @@ import pytest
 
 from pipeline_lib.datasets.layouts import LAYOUTS
 from pipeline_lib.datasets.names import check_names, misplaced
-from pipeline_lib.datasets.registry import builtin_datasets
+from pipeline_lib.datasets.registry import builtin_datasets, official_names
 from pipeline_lib.errors import UserError
 
 # Labels that are codes resemble no name: there is nothing to compare without the raw data's own words.
@@ -58,6 +58,45 @@ def test_imagenets_names_against_wordnets_words():
     shifted = definition.class_names[1:] + definition.class_names[:1]
     with pytest.raises(UserError, match=r"9[0-9][0-9] of 1000 class names"):
         check_names("imagenet", shifted, definition.labels, official_names=words)
+
+
+@pytest.mark.parametrize("name", sorted(CODES))
+def test_the_package_knows_names_of_codes(name: str):
+    """Codes are compared by the package's own names of them: a rotated list is caught in every class."""
+    definition, official = builtin_datasets()[name], official_names(name)
+    check_names(name, definition.class_names, definition.labels, (), official)
+    rotated = definition.class_names[1:] + definition.class_names[:1]
+    with pytest.raises(UserError, match=f"{len(rotated)} of {len(rotated)} class names"):
+        check_names(name, rotated, definition.labels, (), official)
+
+
+def test_codes_of_the_package_are_those_that_resemble_no_name():
+    """Only downloads whose labels are codes have official names of the package's."""
+    assert {name for name in LAYOUTS if official_names(name)} == CODES
+    assert official_names(None) == {}
+
+
+def test_no_name_of_another_code_is_tolerated():
+    """A block of ImageNet's classes that is one off is caught, however small; other wording is tolerated there."""
+    definition, official = builtin_datasets()["imagenet"], official_names("imagenet")
+    for size in (2, 90):
+        names = list(definition.class_names)
+        names[100 : 100 + size] = names[101 : 100 + size] + names[100:101]
+        with pytest.raises(UserError, match=rf"{size} of 1000 .* stands at 'black swan' but is the name of 'n0"):
+            check_names("imagenet", names, definition.labels, (), official)
+        check_names("imagenet", names, definition.labels, names[100 : 100 + size], official)
+    names = list(definition.class_names)
+    names[100] = "rooster bird"  # resembles another class, but is the name of none
+    assert misplaced(names, definition.class_names)
+    check_names("imagenet", names, definition.labels, (), official)
+
+
+def test_the_name_of_a_code_outside_the_data_set_is_caught():
+    """The goldfish's name at the tench's code is a mistake although the data set has no goldfish."""
+    official = official_names("imagenet")
+    with pytest.raises(UserError, match="'goldfish' stands at 'tench' but is the name of 'n01443537'"):
+        check_names("fish", ["goldfish", "great white shark"], ["n01440764", "n01484850"], (), official)
+    check_names("fish", ["freshwater fish", "great white shark"], ["n01440764", "n01484850"], (), official)
 
 
 @pytest.mark.parametrize(

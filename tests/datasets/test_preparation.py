@@ -139,7 +139,7 @@ def test_missing_shard_is_remade_alone(params: Params, monkeypatch: pytest.Monke
 def test_every_download_becomes_shards(params: Params, tmp_path: Path, name: str):
     """From the raw tree of each of the 17 to rows whose class names and paths fit their images."""
     tree = draw_raw_tree(name, tmp_path / name, 2)
-    plan, real = made(changed(params, own_datasets=params["own_datasets"] | {name: tree.definition()}), name)
+    plan, real = made(changed(params, own_datasets=params["own_datasets"] | {"mine": tree.definition()}), "mine")
     found = rows(plan, real)
     assert len(found) == tree.n_images["test"]
     for row in found:
@@ -200,14 +200,14 @@ def test_damage_of_every_kind_is_reported(params: Params, tmp_path: Path, kind: 
 def test_damaged_file_of_a_download(params: Params, tmp_path: Path, name: str):
     """A truncated image of an official download is named."""
     tree = draw_raw_tree(name, tmp_path / name, 2)
-    own = changed(params, own_datasets=params["own_datasets"] | {name: tree.definition()})
-    plan, real = made(own, name)
+    own = changed(params, own_datasets=params["own_datasets"] | {"mine": tree.definition()})
+    plan, real = made(own, "mine")
     path = rows(plan, real)[3]["image"]["path"]
     plan.store.remove(real.members[0].path)
     for file in tree.root.rglob(Path(path).name):
         if file.as_posix().endswith(path):
             damage(file)
-    with pytest.raises(UserError, match=f"{name}: 1 files in .* cannot be read as images: {path}"):
+    with pytest.raises(UserError, match=f"mine: 1 files in .* cannot be read as images: {path}"):
         stages.real_images(real, plan.store)
 
 

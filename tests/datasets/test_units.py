@@ -1,5 +1,6 @@
 """Planning real images: shards, keys and errors, before anything is read."""
 
+import shutil
 import subprocess
 import sys
 import time
@@ -7,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from raw_trees import draw_raw_tree
+from raw_trees import draw_flat_imagenet, draw_raw_tree
 from small_project import REPOSITORY, changed, configured, draw_shapes
 
 from pipeline_lib.config import Config, read_config
-from pipeline_lib.datasets.layouts import LAYOUTS
+from pipeline_lib.datasets.layouts import LAYOUTS, find_parts
 from pipeline_lib.datasets.registry import builtin_datasets
 from pipeline_lib.datasets.units import REAL_PER_SHARD, RealUnit, real_units
 from pipeline_lib.digests import DigestCache
@@ -161,6 +162,83 @@ def test_own_copy_of_an_official_download(params: Params, tmp_path: Path, digest
     [unit] = planned(config, digests, "my_food")
     assert unit.location["root"] == str(tree.root)
     assert unit.spec["n_images"] is None
+
+
+def download_keys(params: Params, digests: DigestCache, root: Path, loader: str, split: str = "test") -> list[str]:
+    """Keys of a download that is data of your own."""
+    own = {"loader": loader, "root": str(root), "template": "a photo of {}"}
+    config = configured(changed(params, own_datasets=params["own_datasets"] | {"mine": own}))
+    return [key_of(unit.spec) for unit in planned(config, digests, "mine", split)]
+
+
+@pytest.mark.parametrize("loader", LAYOUTS)
+def test_own_copy_of_a_download_is_known_by_its_files(
+    params: Params, tmp_path: Path, digests: DigestCache, loader: str
+):
+    """Every file that the test split is read from is in the key, and where they lie and how old they are is not."""
+    tree = draw_raw_tree(loader, tmp_path / "one", 2)
+    before = download_keys(params, digests, tree.root, loader)
+    shutil.copytree(tree.root, tmp_path / "two")
+    assert download_keys(params, digests, tmp_path / "two", loader) == before
+    (tmp_path / "two" / "readme.txt").write_text("not a part")
+    assert download_keys(params, digests, tmp_path / "two", loader) == before
+    parts = find_parts(LAYOUTS[loader], "test", tree.root)
+    for part in filter(None, parts.values()):
+        file = part if part.is_file() else next(path for path in sorted(part.rglob("*")) if path.is_file())
+        content = file.read_bytes()
+        file.write_bytes(content + b" ")
+        assert download_keys(params, digests, tree.root, loader) != before, file
+        file.write_bytes(content)
+        assert download_keys(params, digests, tree.root, loader) == before, file
+        if part.is_file():  # lists and records count by their content
+            file.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+            assert download_keys(params, digests, tree.root, loader) != before, file
+            file.write_bytes(content)
+        else:
+            file.rename(file.with_stem("other"))
+            assert download_keys(params, digests, tree.root, loader) != before, file
+            file.with_stem("other").rename(file)
+
+
+def test_own_copy_of_another_split_and_of_nothing(params: Params, tmp_path: Path, digests: DigestCache):
+    """A train image is in the key of the train split alone; a download that is not there can be planned."""
+    tree = draw_raw_tree("imagenet", tmp_path / "imagenet", 2)
+    test, train = (download_keys(params, digests, tree.root, "imagenet", split) for split in ("test", "train"))
+    next((tree.root / "train").rglob("*.JPEG")).write_bytes(b"")
+    assert download_keys(params, digests, tree.root, "imagenet") == test
+    assert download_keys(params, digests, tree.root, "imagenet", "train") != train
+    nothing = download_keys(params, digests, tmp_path / "none", "imagenet")
+    assert nothing != test
+    shutil.rmtree(tree.root / "val")
+    assert download_keys(params, digests, tree.root, "imagenet") == nothing
+
+
+def test_labels_in_a_folder_count_by_content(params: Params, tmp_path: Path, digests: DigestCache):
+    """The devkit is a folder, and its list of labels may be mended without a change of size."""
+    tree = draw_flat_imagenet(tmp_path / "imagenet", 2, "devkit")
+    before = download_keys(params, digests, tree.root, "imagenet")
+    truth = tree.root / "ILSVRC2012_devkit_t12" / "data" / "ILSVRC2012_validation_ground_truth.txt"
+    truth.write_text(truth.read_text().translate(str.maketrans("37", "73")))
+    assert download_keys(params, digests, tree.root, "imagenet") != before
+
+
+def test_the_packages_downloads_are_known_without_their_files(params: Params, tmp_path: Path, digests: DigestCache):
+    """With the raw data there or deleted, a data set of the package has the same shards."""
+    config = configured(changed(params, data=str(tmp_path)))
+    before = planned(config, digests, "food")
+    draw_raw_tree("food", tmp_path / "food", 2)
+    assert planned(config, digests, "food") == before
+
+
+def test_misordered_names_of_codes_are_caught_when_planned(params: Params, tmp_path: Path, digests: DigestCache):
+    """ImageNet-R's folders are codes: names of your own that are one off are caught by the package's names."""
+    names = builtin_datasets()["imagenet_r"].class_names
+    tree = draw_raw_tree("imagenet_r", tmp_path / "r", 1)
+    own = {"loader": "imagenet_r", "root": str(tree.root), "template": "a photo of {}"}
+    own |= {"class_names": names[1:] + names[:1], "class_folders": builtin_datasets()["imagenet_r"].labels}
+    config = configured(changed(params, own_datasets=params["own_datasets"] | {"mine": own}))
+    with pytest.raises(UserError, match="mine: 200 of 200 class names"):
+        planned(config, digests, "mine")
 
 
 def test_some_classes_of_a_download(params: Params, tmp_path: Path, digests: DigestCache):

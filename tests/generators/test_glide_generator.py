@@ -37,9 +37,10 @@ def generator(folder: Path) -> Any:
 
 
 def load(folder: Path, *, compile: bool = False, **settings: Any) -> Any:
+    from pipeline_lib.generators.folders import PipelineFolder
     from pipeline_lib.generators.glide.generator import Glide
 
-    return Glide(str(folder), None, SETTINGS | settings, device="cpu", compile=compile)
+    return Glide(PipelineFolder(folder), SETTINGS | settings, device="cpu", compile=compile)
 
 
 def test_images_are_finite_and_in_range(generator: Any):
@@ -206,7 +207,7 @@ def test_out_of_memory_is_a_memory_error(generator: Any, monkeypatch: pytest.Mon
 
 
 def test_damaged_folders(folder: Path, tmp_path: Path):
-    """Weights that are missing, misshapen or unreadable: the error names the model."""
+    """Weights that are missing, misshapen, not finite or unreadable: the error names the part and what is wrong."""
     import shutil
 
     import torch
@@ -217,16 +218,35 @@ def test_damaged_folders(folder: Path, tmp_path: Path):
     weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
     whole = load_file(weights)
     save_file({name: value for name, value in whole.items() if name != "conv_in.bias"}, weights)
-    with pytest.raises(UserError, match=r"models\.generator: .*its unet has no weights conv_in\.bias"):
+    with pytest.raises(UserError, match=r"models\.generator: .*unet' cannot be loaded.* conv_in\.bias are missing"):
         load(copy)
     save_file(whole | {"conv_in.bias": torch.zeros(5)}, weights)
-    with pytest.raises(UserError, match=r"models\.generator: .*cannot be loaded"):
+    with pytest.raises(UserError, match=r"unet' cannot be loaded.* conv_in\.bias has the shape \[5\], not \[32\]"):
+        load(copy)
+    save_file(whole | {"conv_in.bias": torch.full((32,), torch.nan)}, weights)
+    with pytest.raises(UserError, match=r"unet' cannot be loaded.*weights conv_in\.bias are not finite in float32"):
         load(copy)
     weights.write_bytes(b"nothing")
-    with pytest.raises(UserError, match=r"models\.generator: .*cannot be loaded"):
+    with pytest.raises(UserError, match=r"models\.generator: .*unet' cannot be loaded"):
         load(copy)
-    with pytest.raises(UserError, match=r"models\.generator: .*cannot be loaded"):
+    with pytest.raises(UserError, match=r"models\.generator: .*holds no model_index\.json"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("component", ["unet", "text_encoder"])
+def test_weights_of_the_upsampler_in_the_base_models_folder(component: str, folder: Path, tmp_path: Path):
+    """Another architecture: the message says what does not fit, and has none of diffusers' advice to go on."""
+    import shutil
+
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    name = "diffusion_pytorch_model.safetensors"
+    shutil.copy(copy / f"upsampler_{component}" / name, copy / component / name)
+    with pytest.raises(
+        UserError, match=rf"{component}' cannot be loaded.*has the shape.*download or convert"
+    ) as caught:
+        load(copy)
+    assert "ignore_mismatched_sizes" not in str(caught.value)
+    assert len(str(caught.value)) < 500
 
 
 def test_prompts_that_are_too_long_are_reported_once(generator: Any, caplog: pytest.LogCaptureFixture):

@@ -1,6 +1,7 @@
 """Loading pipelines: nothing random in place of missing weights, nothing that alters what was drawn."""
 
 import logging
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -54,14 +55,55 @@ def test_missing_weights_are_an_error(changed: Any, file: str):
 
 
 @pytest.mark.parametrize("file", [UNET, TEXT])
-def test_weights_of_another_shape_are_an_error(changed: Any, file: str):
+def test_weights_of_another_shape_are_an_error(
+    changed: Any, file: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+):
     """The checkpoint of another architecture."""
 
     def widen(weights: Weights) -> None:
         weights[first(weights)] = weights[first(weights)].new_zeros(3, 5)
 
-    with pytest.raises(UserError, match=rf"{Path(file).parent}' cannot be loaded.*another architecture"):
-        load(changed(file, widen))
+    folder = changed(file, widen)
+    caplog.clear()
+    capfd.readouterr()
+    message = rf"{Path(file).parent}' cannot be loaded.*has the shape \[3, 5\], not \[.*another architecture"
+    with pytest.raises(UserError, match=message) as caught:
+        load(folder)
+    assert "ignore_mismatched_sizes" not in str(caught.value)  # the libraries advise to load random numbers
+    assert caplog.text == ""
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("file", [UNET, TEXT])
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf"])
+def test_weights_that_are_not_finite_are_an_error(changed: Any, file: str, number: str):
+    """A single one is enough to spoil every image."""
+    name = {UNET: "conv_in.weight", TEXT: "final_layer_norm.weight"}[file]
+
+    def spoil(weights: Weights) -> None:
+        (found,) = (weight for key, weight in weights.items() if key.removeprefix("text_model.") == name)
+        found.view(-1)[-1] = float(number)
+
+    message = (
+        rf"{Path(file).parent}' cannot be loaded.*weights (text_model\.)?{re.escape(name)} are not finite in float32"
+    )
+    with pytest.raises(UserError, match=message):
+        load(changed(file, spoil))
+
+
+def test_weights_that_overflow_in_the_precision_asked_for_are_an_error(changed: Any):
+    """Finite in their file: the message says in which precision they are not."""
+    import torch
+
+    from pipeline_lib.generators.loading import load_pipeline
+
+    def enlarge(weights: Weights) -> None:
+        weights[first(weights)].view(-1)[0] = 1e5
+
+    folder = changed(UNET, enlarge)
+    load(folder)
+    with pytest.raises(UserError, match=r"unet' cannot be loaded.* are not finite in float16"):
+        load_pipeline(PipelineFolder(folder), torch.float16)
 
 
 @pytest.mark.parametrize("file", [UNET, TEXT])

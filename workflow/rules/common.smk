@@ -12,25 +12,26 @@ from snakemake.exceptions import WorkflowError
 
 sys.path.insert(0, str(workflow.basedir))
 
-from pipeline_lib import timings
+from pipeline_lib import devices, timings
 from pipeline_lib.config import load_config
-from pipeline_lib.costs import require_disk
 from pipeline_lib.errors import UserError
 from pipeline_lib.images import ENCODING_THREADS
 from pipeline_lib.plan import Plan
+from pipeline_lib.readiness import not_here_yet, require_ready
 
 try:
     PLAN = Plan(load_config(config, source=" + ".join(map(str, workflow.configfiles))))
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
-for message in PLAN.missing_models:  # a dry run goes on
+for message in not_here_yet(PLAN):  # a dry run goes on
     print(f"Not here yet: {message}", file=sys.stderr)
 
 STORE = PLAN.config.store
 RESULTS = PLAN.config.results
 RUN = f"{shlex.quote(sys.executable)} -m pipeline_lib"  # the Python that runs Snakemake
-# Of a rule that loads a model. Where the configuration leaves the choice to the job (auto), jobs take turns by themselves.
+# Of a rule that loads a model. Where the configuration leaves the choice to the job (auto), Snakemake starts as many as
+# there are cores for, and they take turns on the GPUs by themselves (devices.claim).
 GPU = 1 if PLAN.config.device == "cuda" else 0
 STARTED = time.time()
 SAMPLES = sorted({pair for table in PLAN.tables for pair in PLAN.sample_sheets(table)})
@@ -61,10 +62,22 @@ def result_inputs(artifact, result):
     return paths
 
 
+def require_gpu():
+    """Raises `UserError` where a job of this run asks for a GPU and this machine, which is to run it, has none."""
+    if workflow.local_exec and any(job.resources.get("gpu") for job in workflow.dag.needrun_jobs()):
+        devices.require("cuda")
+
+
+def artifacts_to_make():
+    """The artifacts whose jobs this run starts; what was not asked for needs neither data nor disk."""
+    keys = {job.wildcards_dict.get("key") for job in workflow.dag.needrun_jobs()}
+    return [artifact for key, artifact in PLAN.jobs.items() if key in keys]
+
+
 onstart:
     try:
-        PLAN.require_models()
-        require_disk(PLAN, PLAN.config.costs)
+        require_ready(PLAN, artifacts_to_make())
+        require_gpu()
     except UserError as error:
         raise WorkflowError(str(error)) from None
     PLAN.store.write_specs(PLAN.jobs.values())

@@ -23,7 +23,7 @@ rule real_images:
         f"{STORE}/real_images/sets/{{name}}/{{key}}.json",
     log:
         "logs/real_images/{name}.{key}.log",
-    threads: 1
+    threads: 8  # as many as decode images (datasets/preparation.py)
     shell:
         "{RUN} real_images --spec {STORE:q}/specs/{wildcards.key}.json --out {output:q} --store {STORE:q}"
         " --threads {threads} --log {log}"

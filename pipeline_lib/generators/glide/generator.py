@@ -1,19 +1,18 @@
 """GLIDE as a `Generator`."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers.utils import logging as diffusers_logging
 from numpy.typing import NDArray
-from torch import nn
 
 from pipeline_lib.devices import memory_errors, resolve
 from pipeline_lib.errors import UserError
+from pipeline_lib.generators.folders import PipelineFolder
 from pipeline_lib.generators.glide.pipeline import GlidePipeline
 from pipeline_lib.generators.latent_diffusion import fastest_dtype
+from pipeline_lib.generators.loading import load_pipeline
 
 
 class Glide:
@@ -23,10 +22,10 @@ class Glide:
     size and no negative prompt: `settings` that ask for others raise `UserError`.
     """
 
-    def __init__(self, model: str, revision: str | None, settings: Mapping[str, Any], *, device: str, compile: bool):
+    def __init__(self, folder: PipelineFolder, settings: Mapping[str, Any], *, device: str, compile: bool):
         self.device = resolve(device)
         self.dtype: str = fastest_dtype(self.device) if settings["dtype"] == "auto" else settings["dtype"]
-        pipeline = _load(model, revision, getattr(torch, self.dtype))
+        pipeline = load_pipeline(folder, getattr(torch, self.dtype))
         _check_settings(settings, pipeline)
         self._steps, self._guidance_scale = settings["steps"], settings["guidance_scale"]
         self._pipeline = pipeline.to(self.device)
@@ -46,27 +45,6 @@ class Glide:
             output_type="np",
         ).images
         return images
-
-
-def _load(model: str, revision: str | None, dtype: torch.dtype) -> GlidePipeline:
-    diffusers_logging.disable_progress_bar()
-    try:
-        pipeline: GlidePipeline = GlidePipeline.from_pretrained(
-            model, revision=revision, torch_dtype=dtype, local_files_only=Path(model).is_dir(), use_safetensors=True
-        )
-    except (KeyError, OSError, TypeError, ValueError) as error:
-        raise UserError(f"models.generator: {model!r} cannot be loaded: {error}") from error
-    for name, component in pipeline.components.items():
-        # diffusers only warns of weights that a file lacks, and leaves them without values.
-        parameters = component.named_parameters() if isinstance(component, nn.Module) else ()
-        missing = [key for key, value in parameters if value.is_meta]
-        if missing:
-            raise UserError(
-                f"models.generator: {model!r} cannot be loaded: its {name} has no weights {', '.join(missing[:3])}"
-                f"{f' and {len(missing) - 3} more' if len(missing) > 3 else ''}; convert or download the model again"
-            )
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
 
 
 def _check_settings(settings: Mapping[str, Any], pipeline: GlidePipeline) -> None:

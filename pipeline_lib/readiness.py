@@ -1,0 +1,42 @@
+"""Whether a run can be carried out here, asked before anything is made: models, raw data, room on the disk."""
+
+from collections.abc import Collection
+from pathlib import Path
+
+from pipeline_lib.costs import require_disk
+from pipeline_lib.datasets.layouts import require_parts
+from pipeline_lib.errors import UserError
+from pipeline_lib.plan import Plan
+from pipeline_lib.store import Artifact
+
+
+def not_here_yet(plan: Plan) -> list[str]:
+    """What a plan needs and this machine lacks: a line for each model, one for the raw data of all data sets."""
+    absent = [name for name, _ in _absent_raw_data(plan, plan.stage("real_images"))]
+    lines = list(plan.missing_models)
+    if absent:
+        lines.append(f"raw data of {', '.join(absent)} (python -m pipeline_lib datasets says where to get it)")
+    return lines
+
+
+def require_ready(plan: Plan, jobs: Collection[Artifact]) -> None:
+    """Raises `UserError` naming all that `jobs` of the plan need and this machine lacks."""
+    faults = [*plan.missing_models, *(f"{name}: {fault}" for name, fault in _absent_raw_data(plan, jobs))]
+    if faults:
+        raise UserError("nothing was run:\n" + "\n".join(faults))
+    require_disk(plan, jobs, plan.config.costs)
+
+
+def _absent_raw_data(plan: Plan, jobs: Collection[Artifact]) -> list[tuple[str, str]]:
+    """Name and fault of each data set whose official download is needed and not there."""
+    absent = []
+    for job in jobs:
+        needed = [unit for unit in job.members if unit.spec.get("loader") and not plan.store.is_complete(unit)]
+        if not needed:  # the shards of a split outlive its download
+            continue
+        spec, location = needed[0].spec, needed[0].location
+        try:
+            require_parts(spec["loader"], spec["split"], Path(location["root"]), location["download"])
+        except UserError as error:
+            absent.append((spec["dataset"], str(error)))
+    return absent
