@@ -93,7 +93,7 @@ def _load_model(component: Component, dtype: torch.dtype) -> Any:
             **{"dtype" if component.library == "transformers" else "torch_dtype": dtype},
         )
     except _UNUSABLE as error:
-        reason = str(error).rstrip(".!")
+        reason = str(error).rstrip(".! ")
     else:
         fault = _fault(model, report)
         if fault is None:

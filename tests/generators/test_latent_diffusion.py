@@ -15,6 +15,7 @@ from tiny_pipelines import TINY_PIPELINES, TinyPipeline
 
 from pipeline_lib.errors import UserError
 from pipeline_lib.generators import load_generator
+from pipeline_lib.generators.folders import PipelineFolder
 
 pytest.importorskip("diffusers")
 SETTINGS: dict[str, Any] = {
@@ -312,7 +313,7 @@ def test_glide_is_known_by_its_index(tmp_path: Path, monkeypatch: pytest.MonkeyP
     glide = "pipeline_lib.generators.glide.generator.Glide"
     monkeypatch.setattr(glide, lambda *names, **more: seen.append((names, more)))
     load_generator(str(tmp_path), None, SETTINGS, device="cpu", compile=True)
-    assert seen == [((str(tmp_path), None, SETTINGS), {"device": "cpu", "compile": True})]
+    assert seen == [((PipelineFolder(tmp_path), SETTINGS), {"device": "cpu", "compile": True})]
 
 
 def test_a_folder_that_is_no_model_is_a_user_error(tmp_path: Path):

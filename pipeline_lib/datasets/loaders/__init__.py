@@ -10,7 +10,6 @@ from pipeline_lib.datasets.layouts import require_parts
 from pipeline_lib.datasets.loaders import cifar, folders, lists, matlab, renderings, tables
 from pipeline_lib.datasets.loaders.split import RealSplit
 from pipeline_lib.datasets.names import check_names
-from pipeline_lib.datasets.registry import official_names
 from pipeline_lib.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -52,8 +51,7 @@ def open_split(spec: Mapping[str, Any], location: Mapping[str, Any]) -> RealSpli
         raise UserError(f"{name}: {error}") from error
     if "class_folders" in spec:
         split = _check_labels(split, spec)
-        official = split.official_names or official_names(spec.get("loader"))
-        check_names(name, spec["class_names"], spec["class_folders"], location.get("renamed", ()), official)
+        check_names(name, spec["class_names"], spec["class_folders"], location.get("renamed", ()), split.official_names)
     if spec["n_images"] is not None and len(split) != spec["n_images"]:
         per_class = Counter(split.labels)
         fewest = min(spec["class_folders"], key=per_class.__getitem__) if "class_folders" in spec else None
