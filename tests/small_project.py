@@ -49,6 +49,7 @@ def own_dataset(images: Path, shapes: dict[str, str] | None = None) -> dict[str,
         "folder": str(images),
         "class_names": list(shapes),
         "class_folders": list(shapes.values()),
+        "subset": True,  # the folder may hold more
         "template": "a photo of a {}",
     }
 

@@ -88,6 +88,10 @@ BAD: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"own_datasets__pets": {"folder": ".", "class_names": ["a", "b"], "template": "a {}"}},
         ["own_datasets.pets", "comes with the package"],
     ),
+    "data set without a template": (
+        {"own_datasets__shapes__template": ...},
+        ["own_datasets.shapes.template", "missing", "a photo of a {}"],
+    ),
     "missing section": ({"images": ...}, ["images", "missing"]),
     "missing key": ({"images__per_class": ...}, ["images.per_class", "missing", "Images per class"]),
     "no data set": ({"datasets": []}, ["datasets", "[]", "at least 1"]),
@@ -195,6 +199,14 @@ PLANNED_BAD: dict[str, tuple[dict[str, Any], list[str]]] = {
     "class name used as a path": (
         {"own_datasets__shapes__class_folders": ["red", "../blue", "green"]},
         ["own_datasets.shapes", "'../blue'", "sub-folder"],
+    ),
+    "sub-folder that no class names": (
+        {
+            "own_datasets__shapes__class_names": ["red/square", "grüne Fläche"],
+            "own_datasets__shapes__class_folders": ["red", "green"],
+            "own_datasets__shapes__subset": False,
+        },
+        ["own_datasets.shapes", "'blue'", "1 in all", "subset: true"],
     ),
     "absolute class folder": (
         {"own_datasets__shapes__class_folders": ["red", "/etc", "green"]},

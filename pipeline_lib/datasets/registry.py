@@ -261,13 +261,14 @@ def read_datasets(values: dict[str, Any], where: str) -> dict[str, Dataset]:
     return datasets
 
 
+_TEMPLATES = ("head_templates", "prompt_template", "sentence_template")
+
+
 def _with_defaults(value: dict[str, Any], where: str) -> dict[str, Any]:
     value = dict(value)
     template = value.pop("template", None)
     if template is not None:
-        value.setdefault("head_templates", [template])
-        value.setdefault("prompt_template", template)
-        value.setdefault("sentence_template", template)
+        value = {"head_templates": [template], "prompt_template": template, "sentence_template": template} | value
     folder = value.get("folder")  # a loader's root may be missing: official downloads are planned without their data
     if isinstance(folder, str) and not Path(folder).is_dir():
         raise ValueError(f"{where}.folder: the folder {folder!r} does not exist; name the folder of the test images")
@@ -278,6 +279,11 @@ def _with_defaults(value: dict[str, Any], where: str) -> dict[str, Any]:
     if "class_folders" not in value and "class_names" in value:
         # Labels keep the form that the raw data has; class names are normalised.
         value["class_folders"] = _labels_of(value, where)
+    if template is None and (missing := [key for key in _TEMPLATES if key not in value]):
+        raise ValueError(
+            f'{where}.template: missing; a prompt with {{}} for the class, such as "a photo of a {{}}" (or each of '
+            f"{', '.join(missing)})"
+        )
     return value
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from pipeline_lib.config import Config
 from pipeline_lib.datasets.fingerprints import raw_fingerprint
 from pipeline_lib.datasets.names import check_names
-from pipeline_lib.datasets.own_data import DATA_SUFFIXES, IMAGE_SUFFIXES, parquet_files, parquet_rows
+from pipeline_lib.datasets.own_data import DATA_SUFFIXES, IMAGE_SUFFIXES, parquet_files, parquet_rows, sub_folders
 from pipeline_lib.datasets.registry import Dataset, official_names
 from pipeline_lib.digests import DigestCache, files_below
 from pipeline_lib.errors import UserError
@@ -96,7 +96,15 @@ def _source(
         return spec, {"root": raw, "download": how_to_get(definition, config)}, None
     if definition.folder is not None:
         root = Path(definition.folder)
-        files = [path for name in definition.folders() for path in _images_of_class(root / name)]
+        folders = definition.folders()
+        left_out = [name for name in sub_folders(root) if Path(name) not in folders]
+        if left_out and not definition.subset:
+            raise UserError(
+                f"own_datasets.{definition.name}: sub-folders of {root} that belong to no class: "
+                f"{', '.join(map(repr, left_out[:5]))} ({len(left_out)} in all); add them to class_names, name them in "
+                f"class_folders, or write subset: true to leave their images out"
+            )
+        files = [path for name in folders for path in _images_of_class(root / name)]
         return {"folder": digests.files(root, files), **labels}, {"root": definition.folder}, len(files)
     labels |= {"image_column": definition.image_column, "label_column": definition.label_column}
     if definition.parquet is not None:
