@@ -66,4 +66,6 @@ def test_a_disk_too_small_is_told_before_anything_starts(params: Params, monkeyp
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 0, needed - 1))
     with pytest.raises(UserError, match=r"store.*needs about .* GB .*images\.per_class.*costs\.kilobytes_per_image"):
         require_disk(plan, plan.jobs.values(), plan.config.costs)
+    # What was not asked for needs no room.
+    require_disk(plan, plan.stage("prompts") + plan.stage("images"), plan.config.costs)
     assert not plan.store.root.exists()  # the free space is that of the folder where the store will be

@@ -295,6 +295,29 @@ def test_another_encoder_draws_nothing_and_adds_rows_of_its_own(params: Params):
     }
 
 
+def test_a_commit_is_part_of_what_an_encoder_is(params: Params):
+    """The weights behind open_clip's tag lie in a hub repository, which moves on."""
+    tag = {"name": "clip", "model": "RN50", "pretrained": "openai"}
+    unpinned, first, second = (
+        planned(changed(params, models__encoders=[tag | pin])).head("shapes", "clip").path
+        for pin in ({}, {"revision": "0" * 40}, {"revision": "1" * 40})
+    )
+    assert len({unpinned, first, second}) == 3
+
+
+def test_a_contact_sheet_reads_a_few_images_of_a_few_classes(params: Params):
+    """Of 2,000 images per class and a thousand classes a person looks at some; only their shards are read."""
+    sheet = planned(changed(params, images__per_class=40, images__per_shard=10)).samples("shapes", "basic")
+    assert sorted(Path(path).stem for path in sheet.spec["images"]) == sorted(["000000-000010", "000010-000020"] * 3)
+    names = [f"class {number}" for number in range(50)]
+    own = {"shapes": {**params["own_datasets"]["shapes"], "class_names": names, "class_folders": None}}
+    own["shapes"] |= {"loader": "dtd", "root": "raw"}
+    del own["shapes"]["folder"], own["shapes"]["class_folders"]
+    many = planned(changed(params, own_datasets=own)).samples("shapes", "basic")
+    shown = [Path(path).parts[1] for path in many.spec["images"]]
+    assert 10 <= len(set(shown)) <= 20 and "class_0.basic" in shown and "class_48.basic" in shown
+
+
 def test_a_model_that_is_not_here_can_be_planned_with_and_nothing_more(params: Params):
     """What a study costs can be asked before its models are downloaded; to make something they must be there."""
     plan = planned(changed(params, models__generator="./none"))

@@ -107,32 +107,12 @@ def pipeline_folder(model: str, revision: str | None) -> PipelineFolder:
     """
     if Path(model).is_dir():
         return PipelineFolder(Path(model))
-    cached = _cached(model, revision)
-    if cached is not None:
-        return cached
     folder = PipelineFolder(hub_folder(model, revision, [INDEX], key=KEY))
     for component in folder.models():
         names = [f"{component.name}/{stem}{end}" for end in (".safetensors", "-*.safetensors") for stem in _STEMS]
         names += [f"{component.name}/{stem}.fp16*.safetensors" for stem in _STEMS]
         hub_folder(model, revision, names, key=KEY)
     return folder
-
-
-def _cached(model: str, revision: str | None) -> PipelineFolder | None:
-    """The pipeline in the hub's cache, or None where some is missing. A commit never changes: no need to ask."""
-    from huggingface_hub import try_to_load_from_cache
-
-    index = try_to_load_from_cache(model, INDEX, revision=revision)
-    if revision is None or not isinstance(index, str):
-        return None
-    folder = PipelineFolder(Path(index).parent)
-    try:
-        whole = all(component.folder.is_dir() for component in folder.components())
-        for component in folder.models():
-            _ = component.variant
-    except UserError:
-        return None
-    return folder if whole else None
 
 
 def _is_whole(folder: Path, stem: str, variant: str | None) -> bool:

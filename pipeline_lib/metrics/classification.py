@@ -7,7 +7,6 @@ seed of training is another question, answered by `seed_spread`.
 from __future__ import annotations
 
 import hashlib
-import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -81,12 +80,6 @@ def per_class_top1(
     accuracy: NDArray[np.float64] = np.full(n_classes, np.nan)
     np.divide(100.0 * sums, counts, out=accuracy, where=counts > 0)
     return accuracy
-
-
-def seed_spread(predictions: NDArray[np.integer[Any]], labels: NDArray[np.integer[Any]]) -> float | None:
-    """Sample standard deviation (n - 1) over seeds of top-1, in percentage points; None with a single seed."""
-    accuracies = (100.0 * _correct(predictions, labels).mean(axis=1)).tolist()
-    return statistics.stdev(accuracies) if len(accuracies) > 1 else None
 
 
 def paired_difference(

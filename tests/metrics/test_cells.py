@@ -17,6 +17,8 @@ def test_a_class_without_test_images_has_no_accuracy():
         **{"class_names": ["x", "y", "z"], "images_per_class": 4, "seeds": [0], "split": "test"},
         **{"bootstrap_resamples": 100, "generator": "g", "encoder_name": "e", "encoder": "f", "predictions": "p"},
     }
-    cell = Cell.model_validate_json(evaluate(spec, table, 8).model_dump_json())
+    made = evaluate(spec, table, 8)
+    cell = Cell.model_validate_json(made.model_dump_json())
+    assert cell == made
     assert cell.zero_shot_per_class == {"x": 0.0, "y": 100.0, "z": None}
     assert cell.tuned_per_class == {"x": 100.0, "y": 0.0, "z": None}

@@ -12,7 +12,6 @@ from pipeline_lib.metrics.classification import (
     paired_bootstrap_gain,
     paired_difference,
     per_class_top1,
-    seed_spread,
     top1,
 )
 
@@ -55,8 +54,6 @@ def test_top1_is_the_mean_over_seeds_in_percent():
     predictions = np.array([[0, 1, 2, 2], [0, 0, 2, 1]])
     assert top1(predictions, labels) == 75.0
     np.testing.assert_array_equal(per_class_top1(predictions, labels, 4), [100.0, 50.0, 75.0, np.nan])
-    assert seed_spread(predictions, labels) == pytest.approx(50 / np.sqrt(2))  # of 100 and 50, n - 1
-    assert seed_spread(predictions[:1], labels) is None
 
 
 def test_paired_difference_averages_each_side_over_its_own_seeds():

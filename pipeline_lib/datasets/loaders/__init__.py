@@ -39,7 +39,7 @@ READERS: dict[str, Callable[[dict[str, Path], str], RealSplit]] = {
 
 
 def open_split(spec: Mapping[str, Any], location: Mapping[str, Any]) -> RealSplit:
-    """The images that the `datasets` specs of one split name (see `datasets.units`).
+    """The images that the `real_images` specs of one split name (see `datasets.units`).
 
     Raises `UserError` where the data is absent or half unpacked, where its labels are not those of the definition,
     where class names stand at other classes' labels, and for a wrong number of images.
