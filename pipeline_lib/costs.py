@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline_lib.config import Costs
 from pipeline_lib.errors import UserError
 from pipeline_lib.graph import Graph
+from pipeline_lib.sections import Costs
 from pipeline_lib.store import Artifact
 
 

@@ -20,8 +20,9 @@ T = TypeVar("T")
 # A stage's version goes up when a change to its code changes what it makes; nothing else remakes old artifacts.
 VERSIONS = {
     "prompts": 3,
-    "images": 1,
-    "real_images": 1,
+    "images": 2,
+    "shots": 1,
+    "real_images": 2,
     "embeddings": 1,
     "heads": 1,
     "scores": 1,

@@ -27,6 +27,7 @@ IMAGES = pa.schema(
         pa.field("prompt", pa.string()),
         pa.field("seed", pa.int64()),
         pa.field("source_id", pa.int64()),  # the real image's number in its source; null for a synthetic image
+        pa.field("reference_id", pa.string()),  # the real image that a synthetic one started from (real guidance)
         pa.field("image", _IMAGE),  # nullable: else Hugging Face `datasets` takes it for a plain struct
         pa.field("width", pa.int32(), nullable=False),
         pa.field("height", pa.int32(), nullable=False),
@@ -47,6 +48,7 @@ IMAGES = pa.schema(
                                 "prompt": "string",
                                 "seed": "int64",
                                 "source_id": "int64",
+                                "reference_id": "string",
                             }.items()
                         },
                         "image": {"_type": "Image"},
@@ -185,6 +187,54 @@ class Cell(_Record):
     gain_high: float
     zero_shot_per_class: dict[str, float | None]  # None: there is no test image of the class
     tuned_per_class: dict[str, float | None]
+    generator: str
+    encoder_name: str
+    encoder: str
+    split: str
+    predictions: str
+
+
+class DrawnImage(_Record):
+    """A real image that was drawn from the training images."""
+
+    image_id: str
+    source_id: int
+    path: str
+
+
+class Shots(_Record):
+    """The real training images that one seed draws, by class: shots in their order (M shots are the first M), and the
+    images for validation, disjoint from them, likewise."""
+
+    dataset: str
+    split: str
+    seed: int
+    shots: dict[str, list[DrawnImage]]
+    validation: dict[str, list[DrawnImage]]
+
+
+class FewShotCell(_Record):
+    """One method at one number of shots: a point of Figure 1. Accuracies are top-1 in percent."""
+
+    shots: int
+    top1: float
+    top1_per_seed: list[float]
+    runs: list[dict[str, Any]]  # per seed: what it was trained on, and what was chosen on validation images
+
+
+class FewShotCells(_Record):
+    """One method on one data set, at each number of shots. `predictions` has a column of predictions for each
+    (shots, seed), shots in the outer loop."""
+
+    dataset: str
+    pool: str
+    method: str
+    n_classes: int
+    n_test: int
+    seeds: list[int]
+    zero_shot: float
+    cells: list[FewShotCell]
+    n_encodes: int  # images that this method's runs would encode if each encoded its own once
     generator: str
     encoder_name: str
     encoder: str

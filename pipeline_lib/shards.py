@@ -47,6 +47,7 @@ def image_row(
         "prompt": None,
         "seed": None,
         "source_id": None,
+        "reference_id": None,
         "image": {"bytes": encoded, "path": f"{image_id}.{image_format}"},
         "width": width,
         "height": height,

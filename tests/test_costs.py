@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from small_project import changed, make_all, planned
 
-from pipeline_lib.config import Costs
 from pipeline_lib.costs import Amount, Estimate, amounts, estimate, require_disk, summary
 from pipeline_lib.errors import UserError
+from pipeline_lib.sections import Costs
 
 Params = dict[str, Any]
 
