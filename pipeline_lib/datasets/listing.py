@@ -8,8 +8,9 @@ from pipeline_lib.config import Config
 from pipeline_lib.datasets import fashion_mnist
 from pipeline_lib.datasets.fingerprints import raw_fingerprint
 from pipeline_lib.datasets.layouts import LAYOUTS, find_parts, hints
+from pipeline_lib.datasets.recipes import how_to_get, raw_folder
 from pipeline_lib.datasets.registry import Dataset, builtin_datasets, read_datasets
-from pipeline_lib.datasets.units import how_to_get, raw_folder, real_units
+from pipeline_lib.datasets.units import real_units
 from pipeline_lib.digests import DigestCache
 from pipeline_lib.errors import UserError
 from pipeline_lib.graph import Graph
@@ -36,6 +37,7 @@ def describe_datasets(config: Config) -> Iterator[str]:
         f"{len(known)} data sets, {len(config.datasets)} of them in this study. Raw data is read once, when a study "
         f"needs it; afterwards the shards are enough."
     )
+    yield "Of training images only those that are drawn as shots become shards; they are not counted here."
 
 
 def _count(definition: Dataset, split: str) -> str:
@@ -53,9 +55,11 @@ def _raw_data(definition: Dataset, config: Config) -> str:
         remedy = how_to_get(definition, config)
         return _official_download(definition.loader, Path(raw_folder(definition, config)), remedy)
     hub = definition.huggingface
+    train = definition.train_folder or definition.train_parquet or (hub and hub.train_split)
+    more = f"; training images: {'split ' if hub else ''}{train}" if train else ""
     if hub is not None and not hub.is_local:
-        return f"{hub.id} at {hub.revision} on the Hugging Face hub; fetched when it is needed"
-    return f"your own, in {definition.folder or definition.parquet or (hub and hub.id)}"
+        return f"{hub.id} at {hub.revision} on the Hugging Face hub; fetched when it is needed{more}"
+    return f"your own, in {definition.folder or definition.parquet or (hub and hub.id)}{more}"
 
 
 def _official_download(loader: str, root: Path, remedy: str) -> str:
@@ -82,6 +86,8 @@ def _prepared(definition: Dataset, config: Config, graph: Graph, digests: Digest
             units = real_units(definition, split, config, digests)
         except UserError as error:
             return f"cannot be made: {error}"
+        if split == "train":  # the shards of draws are known by the study's few_shot, not by the data set
+            continue
         name = f"{definition.name}.{split}"
         shards = [graph.unit("real_images", name, unit.spec, location=unit.location) for unit in units]
         complete = list(filter(graph.store.is_complete, shards))

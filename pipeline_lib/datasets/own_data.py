@@ -25,8 +25,9 @@ def sub_folders(folder: Path) -> list[str]:
         return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
 
 
-def parquet_files(pattern: str, where: str) -> list[Path]:
-    """The Parquet files that a path, a pattern or a folder names, sorted. Raises ValueError where there are none."""
+def parquet_files(pattern: str, where: str, key: str = "parquet") -> list[Path]:
+    """The Parquet files that a path, a pattern or a folder names, sorted. Raises ValueError where there are none,
+    naming the `key` below `where` that the pattern is the value of."""
     path = Path(pattern)
     if path.is_dir():
         files = files_below(path, PARQUET_SUFFIXES)
@@ -36,7 +37,7 @@ def parquet_files(pattern: str, where: str) -> list[Path]:
         files = [path] if path.is_file() else []
     if not files:
         raise ValueError(
-            f"{where}.parquet: {pattern!r} names no file that is there; name a Parquet file, a pattern such as "
+            f"{where}.{key}: {pattern!r} names no file that is there; name a Parquet file, a pattern such as "
             f"birds/*.parquet, or a folder of Parquet files"
         )
     return files
@@ -87,12 +88,12 @@ def parquet_schema(file: Path, where: str) -> pa.Schema:
         raise ValueError(f"{where}.parquet: {file} is no Parquet file that can be read: {error}") from None
 
 
-def parquet_rows(file: Path, where: str) -> int:
+def parquet_rows(file: Path, where: str, key: str = "parquet") -> int:
     """The number of rows of one file. Raises ValueError for a file that is no Parquet."""
     try:
         return int(pq.read_metadata(file).num_rows)
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{where}.parquet: {file} is no Parquet file that can be read: {error}") from None
+        raise ValueError(f"{where}.{key}: {file} is no Parquet file that can be read: {error}") from None
 
 
 def class_label_names(schema: pa.Schema, column: str) -> list[str] | None:

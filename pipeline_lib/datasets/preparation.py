@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ import numpy as np
 from PIL import Image
 
 from pipeline_lib.datasets.fingerprints import raw_fingerprint
-from pipeline_lib.datasets.loaders.split import Raw, RealSplit
+from pipeline_lib.datasets.loaders.split import Raw, RealSplit, class_name_of, image_id
+from pipeline_lib.datasets.shots import positions_of, read_shots
 from pipeline_lib.digests import DigestCache
 from pipeline_lib.errors import UserError
 from pipeline_lib.progress import Progress
@@ -72,20 +74,34 @@ def prepare(split: RealSplit, units: Sequence[Artifact], store: Store) -> None:
     Damaged images stop the run when all units have been seen: the `UserError` counts and names them. Shards without
     any are written all the same. Records say how many images the split had, and of an official download what it was.
     """
-    damaged: list[str] = []
+    _write(split, units, store, [_range(unit, split) for unit in units])
+
+
+def prepare_shots(split: RealSplit, units: Sequence[Artifact], store: Store) -> None:
+    """Write the shards of draws from a split (see `units.shot_images_spec`), one a draw; as `prepare` does.
+
+    Images go class by class, in the order of the class names: shots, then validation images. No other image is read.
+    """
+    drawn = [read_shots(store.path(unit.spec["shots"])) for unit in units]
+    _write(split, units, store, [positions_of(shots, split) for shots in drawn])
+
+
+def _write(split: RealSplit, units: Sequence[Artifact], store: Store, positions: Sequence[Sequence[int]]) -> None:
+    """Write units whose images are at `positions` of the split."""
+    damaged: dict[int, str] = {}  # what is wrong, by position: several draws may hold the same image
     details = {"n_images": len(split), **_raw_data(units[0], store)}
     threads = min(_MAX_THREADS, len(os.sched_getaffinity(0)))
-    total = sum(len(_positions(unit, split)) for unit in units)
+    total = sum(map(len, positions))
     with Progress("real images", total, "image") as progress, ThreadPoolExecutor(threads) as pool:
-        for unit in units:
+        for unit, own in zip(units, positions, strict=True):
             with suppress(_DamagedShardError), store.making(unit, details) as path:
-                write_shard(_rows(unit, split, pool, progress, damaged), path, unit.spec)
+                write_shard(_rows(unit, split, own, pool, progress, damaged), path, unit.spec)
     if damaged:
         location = units[0].location
         place = location.get("root") or location.get("folder") or location.get("id")
         raise UserError(
             f"{units[0].spec['dataset']}: {len(damaged)} files{f' in {place}' if place else ''} cannot be read as "
-            f"images: {'; '.join(damaged[:5])}. "
+            f"images: {'; '.join(islice(damaged.values(), 5))}. "
             f"Unpack or download them again; in data of your own, replace or remove them"
         )
 
@@ -97,39 +113,41 @@ def _raw_data(unit: Artifact, store: Store) -> dict[str, str | None]:
     return {"raw_data": raw_fingerprint(unit.spec["loader"], unit.spec["split"], root, digests)}
 
 
-def _positions(unit: Artifact, split: RealSplit) -> range:
-    stop = len(split) if unit.spec["stop"] is None else unit.spec["stop"]
-    return range(unit.spec["start"], stop)
+def _range(unit: Artifact, split: RealSplit) -> range:
+    return range(unit.spec["start"], len(split) if unit.spec["stop"] is None else unit.spec["stop"])
 
 
 def _rows(
-    unit: Artifact, split: RealSplit, pool: ThreadPoolExecutor, progress: Progress, damaged: list[str]
+    unit: Artifact,
+    split: RealSplit,
+    positions: Sequence[int],
+    pool: ThreadPoolExecutor,
+    progress: Progress,
+    damaged: dict[int, str],
 ) -> Iterator[dict[str, Any]]:
     """The rows of a shard. Damaged images are added to `damaged`; at the end they are why there is no shard."""
-    spec = unit.spec
-    class_name_of = dict(zip(spec.get("class_folders", spec["class_names"]), spec["class_names"], strict=True))
-    positions = _positions(unit, split)
-    n_damaged = len(damaged)
+    names = class_name_of(unit.spec)
+    is_whole = True
     for start in range(0, len(positions), IMAGES_PER_ROW_GROUP):  # block by block: bounds the memory
         block = positions[start : start + IMAGES_PER_ROW_GROUP]
         for position, encoded in zip(block, pool.map(partial(_try_encode, split), block), strict=True):
             progress.update(1)
             if isinstance(encoded, str):
-                damaged.append(encoded)
+                damaged[position] = encoded
+                is_whole = False
                 continue
             source_id = split.source_ids[position]
-            image_id = f"{spec['dataset']}-{spec['split']}-{source_id:06d}"
             yield image_row(
-                image_id,
+                image_id(unit.spec, source_id),
                 encoded.content,
                 encoded.image_format,
                 encoded.width,
                 encoded.height,
                 image={"bytes": encoded.content, "path": split.paths[position]},
-                class_name=class_name_of[split.labels[position]],
+                class_name=names[split.labels[position]],
                 source_id=source_id,
             )
-    if len(damaged) > n_damaged:
+    if not is_whole:
         raise _DamagedShardError
 
 

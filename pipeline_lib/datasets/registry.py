@@ -45,6 +45,8 @@ class HuggingFace(BaseModel):
     """Configuration of the data set, where it has several."""
     split: str = "test"
     """The data set's own name of the split with the test images."""
+    train_split: str | None = None
+    """The data set's own name of the split with training images, for few-shot recognition."""
 
     @property
     def is_local(self) -> bool:
@@ -61,6 +63,12 @@ class HuggingFace(BaseModel):
                 f"revision: {self.id!r} is no folder here, so it is read as a hub id; pin it with the commit (40 "
                 f"hexadecimal digits) of the hub repository, so that the same images are used every time"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _apart(self) -> "HuggingFace":
+        if self.train_split == self.split:
+            raise ValueError(f"train_split: {self.train_split!r} is the split with the test images; name another one")
         return self
 
 
@@ -101,6 +109,10 @@ class Dataset(BaseModel):
     """Images: a Parquet file, a pattern such as birds/*.parquet, or a folder of Parquet files."""
     huggingface: HuggingFace | None = None
     """Images: a Hugging Face data set."""
+    train_folder: str | None = None
+    """Training images for few-shot recognition, beside `folder`: the same sub-folders in another folder."""
+    train_parquet: str | None = None
+    """Training images for few-shot recognition, beside `parquet`: other files with the same columns."""
     image_column: str = "image"
     """Column of the encoded images, for `parquet` and `huggingface`."""
     label_column: str = "label"
@@ -163,6 +175,9 @@ class Dataset(BaseModel):
             raise ValueError("test_pool: images of your own are numbered for themselves; leave it out")
         if self.root is not None and self.loader is None:
             raise ValueError("root: it belongs to loader; leave it out")
+        for train, kind in (("train_folder", self.folder), ("train_parquet", self.parquet)):
+            if getattr(self, train) is not None and kind is None:
+                raise ValueError(f"{train}: it belongs to {train.removeprefix('train_')}; leave it out")
         labels = self.class_folders
         if labels is not None and len(labels) != len(self.class_names):
             raise ValueError(f"{len(labels)} class_folders for {len(self.class_names)} class_names")
@@ -190,8 +205,11 @@ class Dataset(BaseModel):
     def splits(self) -> tuple[Split, ...]:
         """The splits that there are real images of."""
         if self.fashion_mnist is not None:
-            return ("test", "validation")
-        return ("test", "train") if self.loader and "train" in LAYOUTS[self.loader].parts else ("test",)
+            return ("test", "train", "validation")
+        if self.loader is not None:
+            return ("test", "train") if "train" in LAYOUTS[self.loader].parts else ("test",)
+        hub = self.huggingface
+        return ("test", "train") if self.train_folder or self.train_parquet or (hub and hub.train_split) else ("test",)
 
     @property
     def labels(self) -> list[str]:
@@ -269,9 +287,13 @@ def _with_defaults(value: dict[str, Any], where: str) -> dict[str, Any]:
     template = value.pop("template", None)
     if template is not None:
         value = {"head_templates": [template], "prompt_template": template, "sentence_template": template} | value
-    folder = value.get("folder")  # a loader's root may be missing: official downloads are planned without their data
-    if isinstance(folder, str) and not Path(folder).is_dir():
-        raise ValueError(f"{where}.folder: the folder {folder!r} does not exist; name the folder of the test images")
+    for key, images in (("folder", "test"), ("train_folder", "training")):
+        folder = value.get(key)  # a loader's root may be missing: official downloads are planned without their data
+        if isinstance(folder, str) and not Path(folder).is_dir():
+            raise ValueError(
+                f"{where}.{key}: the folder {folder!r} does not exist; name the folder of the {images} images"
+            )
+    _refuse_same_files(value, where)
     if "class_names" not in value:
         names = _known_names(value, where)
         if names is not None:
@@ -285,6 +307,25 @@ def _with_defaults(value: dict[str, Any], where: str) -> dict[str, Any]:
             f"{', '.join(missing)})"
         )
     return value
+
+
+def _refuse_same_files(value: dict[str, Any], where: str) -> None:
+    """Raises ValueError where training images are the test images: what is learned from must not be tested on."""
+    test, train = value.get("folder"), value.get("train_folder")
+    if isinstance(test, str) and isinstance(train, str) and Path(test).samefile(train):
+        raise ValueError(
+            f"{where}.train_folder: {train!r} is the folder of the test images, which must never be trained on; name "
+            f"another one"
+        )
+    test, train = value.get("parquet"), value.get("train_parquet")
+    if isinstance(test, str) and isinstance(train, str):
+        files = {file.resolve() for file in parquet_files(test, where)}
+        common = files.intersection(file.resolve() for file in parquet_files(train, where, "train_parquet"))
+        if common:
+            raise ValueError(
+                f"{where}.train_parquet: {train!r} names files of test images, which must never be trained on: "
+                f"{', '.join(sorted(map(str, common))[:5])}; name others"
+            )
 
 
 def _known_names(value: dict[str, Any], where: str) -> list[str] | None:

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from pipeline_lib.datasets import fashion_mnist
+from pipeline_lib.datasets.loaders import renderings
+from pipeline_lib.miniature import targets
 
 
 def write_idx(path: Path, values: np.ndarray) -> None:
@@ -68,6 +70,29 @@ def test_test_split_is_whole(folder: Path) -> None:
     images, labels, indices = fashion_mnist.load_split(folder, "test")
     assert len(images) == len(labels) == 20
     assert indices.tolist() == list(range(20))
+
+
+def test_renderings_train_on_the_pool(folder: Path) -> None:
+    """The split `train` of the miniature's data sets is what no shipped model learned from: the pool, image by image;
+    no image of it is in validation, corpus or test."""
+    for kind in targets.TARGETS:
+        names = [fashion_mnist.CLASS_NAMES[label] for label in targets.TARGETS[kind].classes]
+        train, validation, test = (
+            renderings.rendering(kind, split, names, str(folder), str(folder))
+            for split in ("train", "validation", "test")
+        )
+        images, labels, indices = fashion_mnist.load_split(folder, "pool")
+        chosen = np.isin(labels, targets.TARGETS[kind].classes)
+        assert train.source_ids == indices[chosen].tolist()
+        assert train.labels == [fashion_mnist.CLASS_NAMES[label] for label in labels[chosen]]
+        expected = targets.render(kind, images[chosen], indices[chosen])
+        assert all(np.array_equal(train.read(index), expected[index]) for index in range(len(train)))
+        corpus = set(fashion_mnist.load_split(folder, "corpus")[2].tolist())
+        assert corpus.isdisjoint(train.source_ids) and corpus.isdisjoint(validation.source_ids)
+        assert set(train.source_ids).isdisjoint(validation.source_ids)
+        # Test images have numbers of their own; the images themselves are others.
+        tested = {np.asarray(test.read(index)).tobytes() for index in range(len(test))}
+        assert tested.isdisjoint(np.asarray(train.read(index)).tobytes() for index in range(len(train)))
 
 
 def test_unknown_split_names_the_choices(folder: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from raw_trees import CLASSES, draw_raw_tree
-from small_project import changed, configured, planned
+from small_project import changed, configured, draw_shapes, planned
 
 from pipeline_lib import stages
 from pipeline_lib.datasets import fashion_mnist
@@ -100,6 +100,27 @@ def test_prepared_shards_are_counted(params: Params, tmp_path: Path):
     assert "shards: test 1 of 2" in entries(params)["shapes"]
 
 
+def test_splits_that_each_data_set_has(params: Params, tmp_path: Path):
+    """Train images are counted where there are any, and of your own it is said where they are."""
+    draw_shapes(tmp_path / "train", 1, seed=1)
+    hub = {"id": "x/y", "revision": "a" * 40, "train_split": "training"}
+    more = {
+        "mine": {"folder": str(tmp_path / "shapes"), "train_folder": str(tmp_path / "train"), "template": "{}"},
+        "hub": {"huggingface": hub, "class_names": ["a", "b"], "template": "{}"},
+    }
+    found = entries(changed(params, own_datasets=params["own_datasets"] | more))
+    assert "test images: 10,000; train images: 5,000; validation images: 5,000" in found["objects"]
+    assert "train images" not in found["imagenet_r"] + found["shapes"]
+    assert "train images: as many as there are" in found["mine"]
+    said = f"raw data: your own, in {tmp_path / 'shapes'}; training images: {tmp_path / 'train'}"
+    assert said.replace(" ", "") in found["mine"].replace(" ", "")  # long paths are wrapped
+    assert "fetched when it is needed; training images: split training" in found["hub"]
+    assert "shards: test 0 of 1" in found["mine"]
+    (tmp_path / "train" / "blue" / "000.png").unlink()
+    found = entries(changed(params, own_datasets=params["own_datasets"] | more))
+    assert "cannot be made: mine: no images in" in found["mine"]
+
+
 def test_own_data_that_cannot_be_planned_is_no_traceback(params: Params, tmp_path: Path):
     """An empty class folder is said where the shards would be; the others are listed all the same."""
     for file in (tmp_path / "shapes" / "blue").iterdir():
@@ -131,11 +152,11 @@ def test_shards_made_from_other_files_are_pointed_out(params: Params, tmp_path: 
     tree = draw_raw_tree("birdsnap", tmp_path / "raw" / "birdsnap", 1, classes=names)
     plan = planned(params)
     stages.real_images(plan.real_images("birdsnap", "test"), plan.store)
-    assert "shards: test 1 of 1, train 0 of 1" in entries(params)["birdsnap"]
+    assert "shards: test 1 of 1" in entries(params)["birdsnap"]
     assert "OTHER FILES" not in entries(params)["birdsnap"]
     next((tree.root / "birdsnap" / "download" / "images" / next(iter(names))).iterdir()).unlink()
     said = entries(params)["birdsnap"]
-    assert "shards: test 1 of 1, train 0 of 1. The test shards were made from OTHER FILES than" in said
+    assert "shards: test 1 of 1. The test shards were made from OTHER FILES than" in said
     assert "they were 500 images then" in said
     assert "own_datasets with loader: birdsnap" in said
     shutil.rmtree(tree.root)

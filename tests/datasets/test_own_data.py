@@ -275,7 +275,26 @@ BAD_HUB: dict[str, tuple[dict[str, Any], list[str]]] = {
     "root without a loader": ({"fashion_mnist": "scene", "root": "."}, ["root: it belongs to loader"]),
     "a label twice": ({"fashion_mnist": "scene", "class_folders": ["a", "b", "a"]}, ["'a' stands for more than one"]),
     "renamed stranger": ({"fashion_mnist": "scene", "renamed": ["eagle"]}, ["renamed: 'eagle' is not among"]),
-    "count of no split": ({"fashion_mnist": "scene", "n_images": {"train": 3}}, ["no split 'train'", "validation"]),
+    "count of no split": (
+        {"huggingface": {"id": "a/b", "revision": "a" * 40}, "n_images": {"train": 3}},
+        ["n_images: there is no split 'train'; there are test"],
+    ),
+    "test images to train on": (
+        {"huggingface": {"id": "a/b", "revision": "a" * 40, "split": "x", "train_split": "x"}},
+        ["huggingface: train_split: 'x' is the split with the test images"],
+    ),
+    "a train folder for a download": (
+        {"loader": "food", "train_folder": "."},
+        ["train_folder: it belongs to folder; leave it out"],
+    ),
+    "train files for garments": (
+        {"fashion_mnist": "scene", "train_parquet": "x.parquet"},
+        ["train_parquet: it belongs to parquet; leave it out"],
+    ),
+    "no such train folder": (
+        {"folder": ".", "train_folder": "./none"},
+        ["birds.train_folder: the folder './none' does not exist; name the folder of the training images"],
+    ),
     "no images": ({"fashion_mnist": "scene", "n_images": {"test": 0}}, ["n_images", "greater than or equal to 1"]),
 }
 
@@ -289,6 +308,53 @@ def test_bad_definition_is_named(name: str):
         defined(**{key: value for key, value in keys.items() if value is not ...})
     missing = [word for word in words if word not in str(caught.value)]
     assert not missing, f"{missing} not in: {caught.value}"
+
+
+# --- training images --------------------------------------------------------------------------------------------------
+
+
+def test_splits_of_your_own(tmp_path: Path):
+    """Training images make a split `train`, of each kind that can have them."""
+    draw_shapes(tmp_path / "a", 1)
+    draw_shapes(tmp_path / "b", 1, seed=1)
+    write_parquet(tmp_path / "test.parquet", LABELS)
+    write_parquet(tmp_path / "train.parquet", LABELS)
+    hub = {"id": "someone/birds", "revision": "a" * 40}
+    kinds: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        ({"folder": str(tmp_path / "a")}, {"train_folder": str(tmp_path / "b")}),
+        ({"parquet": str(tmp_path / "test.parquet")}, {"train_parquet": str(tmp_path / "train.parquet")}),
+        ({"huggingface": hub, "class_names": NAMES}, {"huggingface": {**hub, "train_split": "train"}}),
+    ]
+    for keys, more in kinds:
+        assert defined(**keys).splits == ("test",)
+        assert defined(**{**keys, **more}).splits == ("test", "train")
+
+
+def test_folder_of_test_images_to_train_on(tmp_path: Path):
+    """The folder of the test images is refused under whatever name."""
+    draw_shapes(tmp_path / "a", 1)
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    for train in (tmp_path / "a", tmp_path / "link", tmp_path / "a" / ".." / "a"):
+        with pytest.raises(ValueError, match=r"own_datasets\.birds\.train_folder: .* never be trained on"):
+            defined(folder=str(tmp_path / "a"), train_folder=str(train))
+
+
+def test_parquet_of_test_images_to_train_on(tmp_path: Path):
+    """A pattern that names a file of the test images among others is refused with the file."""
+    for name in ("test", "train"):
+        write_parquet(tmp_path / "birds" / f"{name}.parquet", LABELS)
+    test = str(tmp_path / "birds" / "test.parquet")
+    defined(parquet=test, train_parquet=str(tmp_path / "birds" / "train*.parquet"))
+    for train in (test, str(tmp_path / "birds"), str(tmp_path / "*" / "*.parquet")):
+        with pytest.raises(ValueError, match=rf"own_datasets\.birds\.train_parquet: .* trained on: {test}; name"):
+            defined(parquet=test, train_parquet=train)
+
+
+def test_train_parquet_that_is_not_there(tmp_path: Path):
+    """The key is named."""
+    write_parquet(tmp_path / "birds.parquet", LABELS)
+    with pytest.raises(ValueError, match=r"own_datasets\.birds\.train_parquet: 'no\*\.parquet' names no file"):
+        defined(parquet=str(tmp_path / "birds.parquet"), train_parquet="no*.parquet")
 
 
 def test_arrays_of_large_text(params: Params, tmp_path: Path):

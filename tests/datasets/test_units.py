@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from raw_trees import draw_flat_imagenet, draw_raw_tree
 from small_project import REPOSITORY, changed, configured, draw_shapes
@@ -14,7 +16,7 @@ from small_project import REPOSITORY, changed, configured, draw_shapes
 from pipeline_lib.config import Config, read_config
 from pipeline_lib.datasets.layouts import LAYOUTS, find_parts
 from pipeline_lib.datasets.registry import builtin_datasets
-from pipeline_lib.datasets.units import REAL_PER_SHARD, RealUnit, real_units
+from pipeline_lib.datasets.units import REAL_PER_SHARD, RealUnit, real_units, shot_images_spec, shots_spec
 from pipeline_lib.digests import DigestCache
 from pipeline_lib.errors import UserError
 from pipeline_lib.store import key_of
@@ -56,7 +58,7 @@ def test_all_data_sets_are_planned_fast_without_their_data(digests: DigestCache)
 def test_planning_imports_nothing_heavy():
     """Neither torch nor pandas nor Hugging Face `datasets` nor scipy is imported to plan real images."""
     code = (
-        "import sys, pipeline_lib.datasets.units, pipeline_lib.datasets.listing; "
+        "import sys, pipeline_lib.datasets.units, pipeline_lib.datasets.shots, pipeline_lib.datasets.listing; "
         "sys.exit(bool({'torch', 'pandas', 'datasets', 'scipy', 'torchvision'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -111,7 +113,7 @@ def test_what_determines_the_shards_is_in_the_key(params: Params, tmp_path: Path
         ("shapes", "validation", "there is test"),
         ("imagenet_r", "train", "there is test"),
         ("cifar10", "validation", "there are test, train"),
-        ("objects", "train", "there are test, validation"),
+        ("objects", "corpus", "there are test, train, validation"),
     ],
 )
 def test_split_that_is_not_there(params: Params, digests: DigestCache, name: str, split: str, there: str):
@@ -249,3 +251,122 @@ def test_some_classes_of_a_download(params: Params, tmp_path: Path, digests: Dig
     config = configured(changed(params, own_datasets=own))
     assert config.dataset("fish").class_names == ["goldfish", "tench"]
     assert planned(config, digests, "fish", "train")[0].spec["class_folders"] == ["n01443537", "n01440764"]
+
+
+# --- draws of training images -----------------------------------------------------------------------------------------
+
+
+def draw_keys(params: Params, digests: DigestCache, name: str = "mine", **asked: int) -> tuple[str, str]:
+    """Keys of a draw and of the shard of a draw's images."""
+    config = configured(params)
+    asked = {"seed": 0, "n_shots": 16, "n_validation": 4} | asked
+    spec, _ = shots_spec(config.dataset(name), config, digests, **asked)
+    return key_of(spec), key_of(shot_images_spec(config.dataset(name), config, digests, "shots/mine/0.json").spec)
+
+
+@pytest.fixture
+def mine(params: Params, tmp_path: Path) -> Params:
+    """The small project with a data set `mine` that has test and training images of its own."""
+    draw_shapes(tmp_path / "train", 3, seed=1)
+    own = {"folder": str(tmp_path / "shapes"), "train_folder": str(tmp_path / "train"), "template": "a photo of a {}"}
+    return changed(params, own_datasets=params["own_datasets"] | {"mine": own})
+
+
+def test_draw_is_the_train_split_and_what_is_asked_for(mine: Params, tmp_path: Path, digests: DigestCache):
+    """The spec names the training images, not the test images; the location says where both are."""
+    config = configured(mine)
+    of_data = (config.dataset("mine"), config, digests)
+    spec, location = shots_spec(*of_data, seed=7, n_shots=8, n_validation=2)
+    [unit] = real_units(of_data[0], "train", config, digests)
+    recipe = {key: value for key, value in unit.spec.items() if key not in ("start", "stop")}
+    assert spec == {**recipe, "seed": 7, "n_shots": 8, "n_validation": 2}
+    assert (spec["split"], spec["n_images"]) == ("train", 9)
+    assert shot_images_spec(*of_data, shots="shots/a.json") == ({**recipe, "shots": "shots/a.json"}, location)
+    assert (location["root"], location["test"]) == (str(tmp_path / "train"), {"root": str(tmp_path / "shapes")})
+
+
+def test_what_determines_a_draw_is_in_its_key(mine: Params, tmp_path: Path, digests: DigestCache):
+    """Seed, numbers and training images count; where the images lie and the test images do not."""
+    before, of_images = draw_keys(mine, digests)
+    asked = [draw_keys(mine, digests, **{name: 3})[0] for name in ("seed", "n_shots", "n_validation")]
+    assert len({before, *asked}) == 4
+    draw_shapes(tmp_path / "more", 1, seed=5)
+    shutil.copy(tmp_path / "more" / "red" / "000.png", tmp_path / "shapes" / "red" / "new.png")
+    assert draw_keys(mine, digests) == (before, of_images)
+    (tmp_path / "train").rename(tmp_path / "moved")
+    moved = changed(mine, own_datasets__mine__train_folder=str(tmp_path / "moved"))
+    assert draw_keys(moved, digests) == (before, of_images)
+    shutil.copy(tmp_path / "more" / "red" / "000.png", tmp_path / "moved" / "red" / "new.png")
+    assert draw_keys(moved, digests)[0] != before
+    assert draw_keys(moved, digests)[1] != of_images
+
+
+def test_training_images_change_no_test_shard(params: Params, mine: Params, digests: DigestCache):
+    """Shards of test images that are there stay in use when training images are added to a data set."""
+    without = changed(mine, own_datasets__mine__train_folder=...)
+    with_them, alone = (planned(configured(one), digests, "mine") for one in (mine, without))
+    assert with_them == alone
+    hub = {"class_names": ["a", "b"], "template": "{}", "huggingface": {"id": "x/y", "revision": "a" * 40}}
+    more = {**hub, "huggingface": {**hub["huggingface"], "train_split": "train"}}
+    one, other = (configured(changed(params, own_datasets=params["own_datasets"] | {"h": h})) for h in (hub, more))
+    assert planned(one, digests, "h") == planned(other, digests, "h")
+    [test], [train] = (planned(other, digests, "h", split) for split in ("test", "train"))
+    assert test.spec["huggingface"] == {"id": "x/y", "revision": "a" * 40, "config": None, "split": "test"}
+    assert train.spec == {**test.spec, "split": "train", "huggingface": {**test.spec["huggingface"], "split": "train"}}
+    assert train.location["test"] == {"split": "test"}
+
+
+def test_draws_of_the_largest_data_set_are_planned_at_once(digests: DigestCache):
+    """ImageNet's training images need not be there, and are not counted, to plan the draws of many seeds."""
+    config = read_config(REPOSITORY / "params.yaml")
+    definition = config.dataset("imagenet")
+    started = time.perf_counter()
+    specs = [shots_spec(definition, config, digests, seed, 16, 4).spec for seed in range(20)]
+    assert len({key_of(spec) for spec in specs}) == 20
+    assert specs[0]["n_images"] == 1_281_167
+    assert time.perf_counter() - started < 0.5
+
+
+NO_TRAIN: dict[str, tuple[dict[str, Any] | None, str]] = {
+    "shapes": (None, r"name a folder of them in own_datasets\.shapes\.train_folder"),
+    "imagenet_r": (None, "its download is a test split alone"),
+    "files": ({"parquet": "x.parquet", "class_names": ["a", "b"]}, r"in own_datasets\.files\.train_parquet"),
+    "hub": (
+        {"huggingface": {"id": "x/y", "revision": "a" * 40}, "class_names": ["a", "b"]},
+        r"in own_datasets\.hub\.huggingface\.train_split",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NO_TRAIN)
+def test_data_set_without_training_images(
+    params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digests: DigestCache, name: str
+):
+    """Both specs are refused with the key, the data set, and how to give training images."""
+    monkeypatch.chdir(tmp_path)
+    pq.write_table(pa.table({"image": [b"x", b"y"], "label": ["a", "b"]}), "x.parquet")
+    own, remedy = NO_TRAIN[name]
+    more = {} if own is None else {name: {"template": "a {}", **own}}
+    config = configured(changed(params, own_datasets=params["own_datasets"] | more))
+    definition = config.dataset(name)
+    for plan in (
+        lambda: shots_spec(definition, config, digests, 0, 1, 1),
+        lambda: shot_images_spec(definition, config, digests, "shots/x.json"),
+    ):
+        with pytest.raises(UserError, match=rf"few_shot\.datasets: data set {name} has no training images; .*{remedy}"):
+            plan()
+
+
+def test_train_folder_without_a_class(mine: Params, tmp_path: Path, digests: DigestCache):
+    """The folder of training images has the same sub-folders as that of the test images; others are an error."""
+    (tmp_path / "train" / "blue").rename(tmp_path / "train" / "navy")
+    with pytest.raises(UserError, match=r"sub-folders of .*train that belong to no class: 'navy'"):
+        draw_keys(mine, digests)
+    with pytest.raises(UserError, match=r"mine: no images in .*train/blue; put some there"):
+        draw_keys(changed(mine, own_datasets__mine__subset=True), digests)
+
+
+def test_wrong_count_of_training_images(mine: Params, digests: DigestCache):
+    """n_images.train is checked as n_images.test is."""
+    with pytest.raises(UserError, match=r"mine: 9 train images are there, n_images\.train says 7"):
+        draw_keys(changed(mine, own_datasets__mine__n_images={"train": 7}), digests)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,6 +76,16 @@ def of_files(
         all_labels=frozenset(labels) if all_labels is None else all_labels,
         official_names=official_names or {},
     )
+
+
+def class_name_of(spec: Mapping[str, Any]) -> dict[str, str]:
+    """The class name of each label that the images of a spec may have."""
+    return dict(zip(spec.get("class_folders", spec["class_names"]), spec["class_names"], strict=True))
+
+
+def image_id(spec: Mapping[str, Any], source_id: int) -> str:
+    """What a real image is called in shards, features and predictions."""
+    return f"{spec['dataset']}-{spec['split']}-{source_id:06d}"
 
 
 def read_lines(path: Path) -> list[str]:
