@@ -1,6 +1,7 @@
 """CLIP models through open_clip: features of images and of class prompts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline_lib.batches import Batches
 from pipeline_lib.clip_models import load_clip
@@ -49,6 +51,16 @@ class Encoder:
         self._mean, self._std = (
             torch.tensor(values, device=self.device).view(1, 3, 1, 1) for values in (normalize.mean, normalize.std)
         )
+        # Of the image tower; the base class of torch's and of timm's layers. A frozen one is none of these.
+        self._batch_norms = [
+            layer
+            for layer in self._model.visual.modules()
+            if isinstance(layer, _BatchNorm) and layer.running_mean is not None
+        ]
+        self._own_statistics = [
+            {name: buffer.clone() for name, buffer in layer.named_buffers(recurse=False)} for layer in self._batch_norms
+        ]
+        self._adapting = False
         self._text_batches = Batches(_TEXTS_PER_BATCH, "texts")
         self.logit_scale = float(self._model.logit_scale.detach().exp())
 
@@ -60,7 +72,8 @@ class Encoder:
     @torch.inference_mode()
     def _encode_text(self, prompts: Sequence[str]) -> NDArray[np.float32]:
         tokens = self._tokenizer(list(prompts)).to(self.device)
-        return _normalised(self._model.encode_text(tokens))
+        array: NDArray[np.float32] = _normalised(self._model.encode_text(tokens)).cpu().numpy()
+        return array
 
     def prepare(self, image: Image.Image) -> Tensor:
         """One RGB image as the model wants to see it, resized and cropped: uint8 [height, width, 3]. Thread-safe."""
@@ -75,6 +88,54 @@ class Encoder:
 
         Raises MemoryError where the batch is too large.
         """
+        array: NDArray[np.float32] = self._image_features(prepared).cpu().numpy()
+        return array
+
+    @property
+    def has_batch_norm(self) -> bool:
+        """Whether the image tower has batch-norm layers: ResNets have, vision transformers have not."""
+        return bool(self._batch_norms)
+
+    @contextmanager
+    def adapting(self) -> Iterator[None]:
+        """Within it `encode_training` moves the running statistics of batch norm, and `encode` uses them as they have
+        become; at its end they are put back."""
+        self._adapting = True
+        try:
+            yield
+        finally:
+            self._adapting = False
+            self.reset_batch_norm()
+
+    @memory_errors
+    @torch.no_grad()
+    def encode_training(self, prepared: Sequence[Tensor]) -> Tensor:
+        """What `encode` gives, but with the batch-norm layers of the image tower in train mode, and as a tensor on the
+        device that a head can be trained on.
+
+        Each layer normalises the batch by its own mean and variance, and moves the running statistics towards them.
+        No weight changes, and everything else stays in evaluation mode.
+
+        Raises RuntimeError outside of `adapting`, and MemoryError where the batch is too large.
+        """
+        if not self._adapting:
+            raise RuntimeError("encode_training changes the encoder; call it within `with encoder.adapting():`")
+        try:
+            for layer in self._batch_norms:
+                layer.training = True
+            return self._image_features(prepared)
+        finally:
+            for layer in self._batch_norms:
+                layer.training = False
+
+    @torch.no_grad()
+    def reset_batch_norm(self) -> None:
+        """Put the running statistics of batch norm back to what the model came with."""
+        for layer, statistics in zip(self._batch_norms, self._own_statistics, strict=True):
+            for name, buffer in layer.named_buffers(recurse=False):
+                buffer.copy_(statistics[name])
+
+    def _image_features(self, prepared: Sequence[Tensor]) -> Tensor:
         batch = torch.stack(list(prepared))
         if self.device == "cuda":
             batch = batch.pin_memory()
@@ -86,6 +147,5 @@ class Encoder:
         return _normalised(features)
 
 
-def _normalised(features: Tensor) -> NDArray[Any]:
-    array: NDArray[Any] = torch.nn.functional.normalize(features.float(), dim=-1).cpu().numpy()
-    return array
+def _normalised(features: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(features.float(), dim=-1)

@@ -1,5 +1,6 @@
 """The encoder: open_clip's own features and zero-shot weights, in every precision and for every family."""
 
+import copy
 import pickle
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from pipeline_lib.scores import score
 torch = pytest.importorskip("torch")
 open_clip = pytest.importorskip("open_clip")
 
+from pipeline_lib.clip_models import load_clip  # noqa: E402
 from pipeline_lib.encoders import Encoder  # noqa: E402
 
 NAMES = ["cat", "dog", "oak tree"]
@@ -124,6 +126,165 @@ def test_automatic_precision_is_full_on_a_cpu(vit: str):
     """What was resolved is there for the record."""
     encoder = Encoder(vit, None, 8, device="cpu")
     assert (encoder.device, encoder.dtype) == ("cpu", "float32")
+
+
+# --- batch norm -------------------------------------------------------------------------------------------------------
+
+WITH_BATCH_NORM = ["resnet", "timm"]
+
+
+@pytest.fixture(params=WITH_BATCH_NORM)
+def moved_statistics(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A model whose statistics are not those of an untrained one."""
+    model = build(FAMILIES[request.param])
+    for layer in model.visual.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            for tensor in (layer.weight, layer.bias, layer.running_mean):
+                torch.nn.init.normal_(tensor, mean=0.3, std=0.2)
+            torch.nn.init.uniform_(layer.running_var, 0.5, 2.0)
+    return write_folder(model, FAMILIES[request.param], tmp_path / "model")
+
+
+@pytest.fixture
+def with_batch_norm(moved_statistics: str) -> Encoder:
+    """Its encoder."""
+    return Encoder(moved_statistics, None, 8, device="cpu")
+
+
+def images_of(encoder: Encoder, n: int = 6) -> Any:
+    pixels = np.random.default_rng(1).integers(0, 256, (n, 32, 32, 3), dtype=np.uint8)
+    return [encoder.prepare(Image.fromarray(image)) for image in pixels]
+
+
+def batch_norms(encoder: Encoder) -> Any:
+    return [layer for layer in encoder._model.visual.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
+
+
+def statistics(encoder: Encoder) -> Any:
+    return [layer.running_mean.clone() for layer in batch_norms(encoder)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_which_encoders_have_batch_norm(family: str, tmp_path: Path):
+    """ResNets have, transformers have not."""
+    name = write_folder(build(FAMILIES[family]), FAMILIES[family], tmp_path / family)
+    assert Encoder(name, None, 8, device="cpu").has_batch_norm == (family in WITH_BATCH_NORM)
+
+
+def test_a_layer_in_train_mode_in_float64(with_batch_norm: Encoder):
+    """The first layer, by hand: normalised by the batch's mean and (biased) variance; running statistics move a tenth
+    of the way to the batch's, the variance unbiased (Ioffe and Szegedy, algorithm 1; torch's momentum)."""
+    layer = batch_norms(with_batch_norm)[0]
+    weight, bias, mean, variance = (
+        tensor.detach().double().numpy()
+        for tensor in (layer.weight, layer.bias, layer.running_mean.clone(), layer.running_var.clone())
+    )
+    seen = []
+    normalise = torch.nn.functional.batch_norm  # timm's layers apply their activation too: look inside
+
+    def record(x: Any, *arguments: Any, **keywords: Any) -> Any:
+        result = normalise(x, *arguments, **keywords)
+        seen.append((x.double().numpy(), result.double().numpy()))
+        return result
+
+    with pytest.MonkeyPatch.context() as patch, with_batch_norm.adapting():
+        patch.setattr(torch.nn.functional, "batch_norm", record)
+        with_batch_norm.encode_training(images_of(with_batch_norm))
+        moved = layer.running_mean.double().numpy(), layer.running_var.double().numpy()
+        x, result = seen[0]
+        axes, shape = (0, 2, 3), (1, -1, 1, 1)
+        centred = x - x.mean(axes, keepdims=True)
+        expected = centred / np.sqrt((centred**2).mean(axes, keepdims=True) + layer.eps)
+        np.testing.assert_allclose(result, expected * weight.reshape(shape) + bias.reshape(shape), atol=1e-5)
+        np.testing.assert_allclose(moved[0], 0.9 * mean + 0.1 * x.mean(axes), atol=1e-6)
+        np.testing.assert_allclose(moved[1], 0.9 * variance + 0.1 * x.var(axes, ddof=1), rtol=1e-5)
+    assert len(seen) == len(batch_norms(with_batch_norm)) > 5
+
+
+def test_features_in_train_mode_are_the_models_own(with_batch_norm: Encoder):
+    """All layers, on open_clip's own modules in float64; afterwards `encode` uses the statistics as they became."""
+    images = images_of(with_batch_norm)
+    model = copy.deepcopy(with_batch_norm._model).double()
+    pixels = torch.stack(images).permute(0, 3, 1, 2).double() / 255
+    pixels = (pixels - with_batch_norm._mean) / with_batch_norm._std
+    before = with_batch_norm.encode(images)
+    with torch.no_grad(), with_batch_norm.adapting():
+        for layer in model.visual.modules():
+            if isinstance(layer, torch.nn.BatchNorm2d):
+                layer.train()
+        expected = [model.encode_image(pixels, normalize=True).numpy() for _ in range(3)][-1]
+        found = [with_batch_norm.encode_training(images).numpy() for _ in range(3)][-1]
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+        adapted = with_batch_norm.encode(images)
+        np.testing.assert_allclose(adapted, model.eval().encode_image(pixels, normalize=True).numpy(), atol=1e-5)
+    assert np.abs(found - before).max() > 1e-3 and np.abs(adapted - before).max() > 1e-3
+
+
+def test_statistics_are_put_back(with_batch_norm: Encoder):
+    """At the end, after an error too; and in between where it is asked for. No weight changes."""
+    images = images_of(with_batch_norm)
+    before = {name: tensor.clone() for name, tensor in with_batch_norm._model.state_dict().items()}
+    features, means = with_batch_norm.encode(images), statistics(with_batch_norm)
+    with pytest.raises(ZeroDivisionError), with_batch_norm.adapting():
+        first = with_batch_norm.encode_training(images)
+        assert not any(map(torch.equal, statistics(with_batch_norm), means))
+        with_batch_norm.encode_training(images[:3])
+        with_batch_norm.reset_batch_norm()
+        assert torch.equal(with_batch_norm.encode_training(images), first)
+        raise ZeroDivisionError
+    after = with_batch_norm._model.state_dict()
+    assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
+    np.testing.assert_array_equal(with_batch_norm.encode(images), features)
+
+
+def test_only_batch_norm_of_the_image_tower_is_in_train_mode(moved_statistics: str, monkeypatch: pytest.MonkeyPatch):
+    """Dropout, and whatever the text tower has, are not."""
+
+    def load_with_more(*arguments: Any) -> Any:
+        model, *others = load_clip(*arguments)
+        model.text_norm, model.visual.dropout = torch.nn.BatchNorm1d(4), torch.nn.Dropout(0.5)
+        return model.eval(), *others
+
+    monkeypatch.setattr("pipeline_lib.encoders.load_clip", load_with_more)
+    encoder = Encoder(moved_statistics, None, 8, device="cpu")
+    model, training = encoder._model, set()
+    model.visual.register_forward_hook(lambda *_: training.update(one for one in model.modules() if one.training))
+    with encoder.adapting():
+        encoder.encode_training(images_of(encoder))
+        assert training == set(batch_norms(encoder))
+        assert not any(layer.training for layer in model.modules())
+
+
+def test_a_head_can_be_trained_on_features_in_train_mode(with_batch_norm: Encoder):
+    """They are tensors that autograd takes, without a graph of their own: the encoder gets no gradient."""
+    with with_batch_norm.adapting():
+        features = with_batch_norm.encode_training(images_of(with_batch_norm))
+    assert features.dtype == torch.float32 and not features.requires_grad
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(6))
+    weight = torch.zeros(3, features.shape[1], requires_grad=True)
+    torch.nn.functional.linear(features, weight).sum().backward()
+    assert weight.grad is not None and weight.grad.abs().max() > 0
+    assert all(parameter.grad is None for parameter in with_batch_norm._model.parameters())
+
+
+def test_statistics_do_not_move_by_mistake(with_batch_norm: Encoder):
+    """Neither outside of `adapting`, nor by `encode`."""
+    images, before = images_of(with_batch_norm), statistics(with_batch_norm)
+    with pytest.raises(RuntimeError, match=r"with encoder\.adapting"):
+        with_batch_norm.encode_training(images)
+    with with_batch_norm.adapting():
+        with_batch_norm.encode(images)
+        assert all(map(torch.equal, statistics(with_batch_norm), before))
+
+
+def test_a_batch_in_train_mode_that_is_too_large_is_a_memory_error(
+    with_batch_norm: Encoder, monkeypatch: pytest.MonkeyPatch
+):
+    """And leaves evaluation mode behind."""
+    monkeypatch.setattr(with_batch_norm._model, "encode_image", lambda _: torch.empty(10**14))
+    with with_batch_norm.adapting(), pytest.raises(MemoryError):
+        with_batch_norm.encode_training(images_of(with_batch_norm))
+    assert not any(layer.training for layer in with_batch_norm._model.modules())
 
 
 # --- memory and devices -----------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline_lib.manifests import Reason, counts_per_class, resolve_threshold, select
+from pipeline_lib.real_filter import RealFilter
 
 
 def make(n=600, n_classes=6, seed=0):
@@ -148,6 +149,89 @@ def test_appended_images_displace_no_more_of_the_draw_than_they_take():
     assert 0 < after[5_000:].sum() == (before & ~after[:5_000]).sum()  # ... and one goes out for each new one
 
 
+def filtered(n=600, share=0.3, seed=5):
+    """A result of real filtering: those above a threshold are too close."""
+    similarity = np.random.default_rng(seed).random(n).astype(np.float32)
+    return RealFilter(similarity > 1 - share, similarity, np.zeros(n, np.int32), 1 - share)
+
+
+@pytest.mark.parametrize(
+    "threshold, per_class, minimum, min_left", [(0.5, None, 0, 0), (0.5, 20, 10, 8), (0.9, 9, 9, 5)]
+)
+def test_real_filtering_agrees_with_a_plain_loop(threshold, per_class, minimum, min_left):
+    """CLIP filter with its fallback, then real filtering with its own, then the cap."""
+    data = class_index, p, valid, n_classes = make()
+    close = filtered(share=0.7)
+    result = select(*data, threshold, per_class, minimum, 0, close, min_left)
+    for c in range(n_classes):
+        rows = [i for i in range(len(p)) if class_index[i] == c]
+        expected = {i: Reason.KEPT if p[i] > threshold else Reason.BELOW_THRESHOLD for i in rows}
+        expected |= {i: Reason.INVALID for i in rows if not valid[i]}
+        below = sorted((i for i in rows if expected[i] == Reason.BELOW_THRESHOLD), key=lambda i: -p[i])
+        n_passed = sum(expected[i] == Reason.KEPT for i in rows)
+        expected |= dict.fromkeys(below[: max(0, minimum - n_passed)], Reason.FALLBACK)
+        kept = [i for i in rows if expected[i] in (Reason.KEPT, Reason.FALLBACK)]
+        dropped = sorted((i for i in kept if close.too_close[i]), key=lambda i: close.other_similarity[i])
+        n_left = len(kept) - len(dropped)
+        expected |= dict.fromkeys(dropped, Reason.TOO_CLOSE)
+        expected |= dict.fromkeys(dropped[: max(0, min_left - n_left)], Reason.FALLBACK)
+        left = [i for i in rows if expected[i] in (Reason.KEPT, Reason.FALLBACK)]
+        assert min_left == 0 or len(left) >= min(min_left, len(kept))
+        assert result.kept[rows].sum() == min(len(left), per_class or len(left))
+        for i in rows:
+            if result.reason[i] == Reason.OVER_CAP:
+                assert i in left and len(left) > per_class
+            else:
+                assert result.reason[i] == expected[i]
+    assert (result.reason == Reason.TOO_CLOSE).any()
+    np.testing.assert_array_equal(result.kept, np.isin(result.reason, [Reason.KEPT, Reason.FALLBACK]))
+    counts = counts_per_class(class_index, result.reason, n_classes)
+    np.testing.assert_array_equal(counts.sum(axis=1), np.bincount(class_index, minlength=n_classes))
+    assert counts[:, Reason.TOO_CLOSE].sum() == (result.reason == Reason.TOO_CLOSE).sum()
+
+
+def test_farthest_from_other_classes_fill_up_earlier_ones_first_among_equals():
+    similarity = np.array([0.9, 0.8, 0.8, 0.95, 0.2, 0.7], np.float32)
+    close = RealFilter(similarity > 0.5, similarity, np.zeros(6, np.int32), 0.5)
+    p = np.array([0.9, 0.9, 0.9, 0.9, 0.9, 0.1])  # the last one did not pass the CLIP filter: it is no candidate
+    result = select(np.zeros(6, int), p, np.ones(6, bool), 1, 0.5, None, 0, 0, close, 3)
+    assert [Reason(r).name.lower() for r in result.reason] == [
+        "too_close",
+        "fallback",
+        "fallback",
+        "too_close",
+        "kept",
+        "below_threshold",
+    ]
+
+
+def test_real_filtering_changes_as_little_of_the_draw_as_it_can():
+    """What is drawn from all images and is not too close, is drawn from those that are left too."""
+    data, close = make(6_000), filtered(6_000)
+    basic = cut(data, 0.3, 200).kept
+    real = select(*data, 0.3, 200, 0, 0, close).kept
+    assert (real[basic] == ~close.too_close[basic]).all()
+    per_class = np.bincount(data[0][real], minlength=data[3])
+    assert (per_class == 200).all()
+
+
+def test_real_filtering_that_finds_nothing_changes_nothing():
+    data = make()
+    nothing = RealFilter(np.zeros(600, bool), np.zeros(600, np.float32), np.zeros(600, np.int32), 1.0)
+    for arguments in ((0.5, 30, 10), (None, 20, 0)):
+        expected = select(*data, *arguments, 0).reason
+        np.testing.assert_array_equal(select(*data, *arguments, 0, nothing, 8).reason, expected)
+
+
+def test_real_filtering_works_without_a_clip_filter():
+    class_index, _, valid, n_classes = make()
+    close = filtered()
+    result = select(class_index, None, valid, n_classes, None, None, 0, 0, close)
+    np.testing.assert_array_equal(result.kept, valid & ~close.too_close)
+    expected = np.where(valid, np.where(close.too_close, Reason.TOO_CLOSE, Reason.NO_FILTER), Reason.INVALID)
+    np.testing.assert_array_equal(result.reason, expected)
+
+
 def test_counts_per_class():
     counts = counts_per_class(np.array([2, 0, 2, 2]), np.array([0, 3, 0, 5], np.int8), 4)
     assert counts.shape == (4, len(Reason)) and counts.dtype == np.int64
@@ -197,6 +281,9 @@ def test_bad_thresholds_are_named(threshold):
         ({"per_class": 0}, "per_class is 0"),
         ({"min_per_class": 11}, r"min_per_class is 11; allowed is 0 to per_class \(10\)"),
         ({"min_per_class": -1}, "min_per_class is -1"),
+        ({"min_left": 11}, r"min_left is 11; allowed is 0 to per_class \(10\)"),
+        ({"min_left": -1}, "min_left is -1"),
+        ({"real_filter": filtered(3)}, r"real_filter is of \(3,\) images; there are \(2,\)"),
         ({"seed": -1}, "seed is -1"),
     ],
 )
