@@ -29,7 +29,7 @@ TITLES = {
 _TEXT_COLUMNS = frozenset({"encoder", "dataset", "task", "prompts", "filter", "loss"})
 # The encoders of the paper's tables: how a plan's identity of the same weights begins. open_clip's tag `openai` of
 # these architectures, and the hub repositories that it stands for.
-_PAPER_ENCODERS = {
+PAPER_ENCODERS = {
     "open_clip:RN50:openai": "clip_rn50",
     "open_clip:RN50-quickgelu:openai": "clip_rn50",
     "hub:timm/resnet50_clip.openai@": "clip_rn50",
@@ -134,7 +134,7 @@ def as_csv(table: str, rows: Sequence[Row]) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(COLUMNS[table])
-    writer.writerows([_format(row[column]) for column in COLUMNS[table]] for row in rows)
+    writer.writerows([formatted(row[column]) for column in COLUMNS[table]] for row in rows)
     return buffer.getvalue()
 
 
@@ -170,7 +170,7 @@ def as_markdown(table: str, rows: Sequence[Row], study: str, cells: Sequence[Cel
         "",
         "| " + " | ".join(columns) + " |",
         "|" + "|".join("---" if column in _TEXT_COLUMNS else "---:" for column in columns) + "|",
-        *("| " + " | ".join(_format(row[column]) for column in columns) + " |" for row in rows),
+        *("| " + " | ".join(formatted(row[column]) for column in columns) + " |" for row in rows),
         "",
     ]
     if any(row[column] is not None for row in rows for column in columns if column.startswith("paper_")):
@@ -210,7 +210,7 @@ def _paper_encoder(cell: Cell) -> str | None:
     """The paper's column of the cell's encoder; None where it is another, or where the test split was not used."""
     if cell.split != "test":
         return None
-    return next((column for start, column in _PAPER_ENCODERS.items() if cell.encoder.startswith(start)), None)
+    return next((column for start, column in PAPER_ENCODERS.items() if cell.encoder.startswith(start)), None)
 
 
 def _paper_table1(cell: Cell, suffix: str) -> float | None:
@@ -233,7 +233,8 @@ def _mean(values: Any) -> float:
     return float(np.mean(list(values)))
 
 
-def _format(value: Any) -> str:
+def formatted(value: Any) -> str:
+    """A value of a table as text: numbers to two decimals, nothing for what is missing."""
     if value is None:
         return ""
     return f"{value:.2f}" if isinstance(value, float) else str(value)

@@ -14,17 +14,16 @@ from pipeline_lib.metrics.classification import (
     per_class_top1,
     top1,
 )
+from pipeline_lib.predictions import by_run
 from pipeline_lib.records import Cell
 
 
 def predicted(table: pa.Table) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Labels [N], zero-shot predictions [1, N] and tuned predictions [n_seeds, N] of a predictions table."""
-    tuned = table["tuned"].combine_chunks()
-    by_seed = tuned.flatten().to_numpy().reshape(len(table), tuned.type.list_size).T
     return (
         table["label"].to_numpy().astype(np.int64),
         table["zero_shot"].to_numpy().astype(np.int64)[None],
-        by_seed.astype(np.int64),
+        by_run(table),
     )
 
 
