@@ -8,6 +8,10 @@ A model, end to end as the stage `images` runs it; on a GPU, for example Stable 
 
     python benchmarks/generation.py --model FOLDER --device cuda --batch-size 32 --images 512 --steps 50
 
+and with real guidance, from 16 references per class that are noised to t*/T = 0.15:
+
+    python benchmarks/generation.py --model FOLDER --start 0.15
+
 It prints images per second, the share of the wall time that was spent sampling (on a GPU: in which the GPU had work, as
 a batch's time ends when its pixels are in host memory), and the peak of the GPU's memory.
 """
@@ -19,17 +23,22 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from pipeline_lib import images
 from pipeline_lib.batches import Batches
 from pipeline_lib.generators import Generator, load_generator
 from pipeline_lib.prompts import basic_prompts, write_prompts
+from pipeline_lib.records import DrawnImage, Shots
+from pipeline_lib.shards import encode_image, image_row, write_shard
 from pipeline_lib.store import Artifact, Store
 
 PER_SHARD = 250
+SHOTS = 16  # references per class
 CLASS_NAMES = ("tench", "goldfish", "great white shark", "tiger shark")
 
 
@@ -45,7 +54,9 @@ class Instant:
         noise = random.normal(0, 0.01, coarse.shape).astype(np.float32)
         self._images = np.clip(coarse + noise, 0, 1)
 
-    def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> NDArray[np.float32]:
+    def generate(
+        self, prompts: Sequence[str], seeds: Sequence[int], references: Sequence[Image.Image] | None = None
+    ) -> NDArray[np.float32]:
         """See `Generator.generate`."""
         return self._images[: len(prompts)]
 
@@ -58,26 +69,49 @@ class Timed:
         self.seconds = 0.0
         self._generator = generator
 
-    def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> NDArray[np.float32]:
+    def generate(
+        self, prompts: Sequence[str], seeds: Sequence[int], references: Sequence[Image.Image] | None = None
+    ) -> NDArray[np.float32]:
         """See `Generator.generate`."""
         started = time.perf_counter()
         try:
-            return self._generator.generate(prompts, seeds)
+            return self._generator.generate(prompts, seeds, references)
         finally:
             self.seconds += time.perf_counter() - started
 
 
-def draw(generator: Timed, n: int, batch_size: int, image_format: str) -> float:
-    """Draw `n` images into a store that is thrown away; returns the seconds it took."""
+def write_shots(store: Store, size: int) -> dict[str, Any]:
+    """Write references of each class, squares with a little noise; returns what a spec's `real_guidance` says of them,
+    but for the start."""
+    shots: dict[str, list[DrawnImage]] = {}
+    rows = []
+    images = Instant(size, len(CLASS_NAMES) * SHOTS).generate([""] * len(CLASS_NAMES) * SHOTS, [])
+    for number, pixels in enumerate(np.round(images * 255).astype(np.uint8)):
+        class_name, image_id = CLASS_NAMES[number // SHOTS], f"real-{number:06d}"
+        drawn = DrawnImage(image_id=image_id, source_id=number, path=f"{number}.png")
+        shots.setdefault(class_name, []).append(drawn)
+        rows.append(image_row(image_id, encode_image(pixels, "png"), "png", size, size, class_name=class_name))
+    record = Shots(dataset="benchmark", split="train", seed=0, shots=shots, validation={})
+    store.path("shots.json").write_text(record.model_dump_json(), encoding="utf-8")
+    write_shard(rows, store.path("shots.parquet"), {})
+    return {"n_shots": SHOTS, "shots": "shots.json", "images": "shots.parquet"}
+
+
+def draw(
+    generator: Timed, n: int, batch_size: int, image_format: str, start: float | None = None, size: int = 0
+) -> float:
+    """Draw `n` images into a store that is thrown away, from references of `size` pixels where there is a `start`;
+    returns the seconds it took."""
     with tempfile.TemporaryDirectory() as folder:
         store, shards = Store(Path(folder)), []
+        guidance = None if start is None else {"start": start, **write_shots(store, size)}
         for number in range(0, n, PER_SHARD):
             class_name = CLASS_NAMES[number // PER_SHARD % len(CLASS_NAMES)]
             prompts = f"prompts/{number}.parquet"
             store.path(prompts).parent.mkdir(exist_ok=True)
             write_prompts(basic_prompts(class_name, "a photo of a {}"), store.path(prompts))
             spec = {"prompts": prompts, "seed": 0, "format": image_format}
-            spec |= {"start": number, "stop": min(number + PER_SHARD, n)}
+            spec |= {"start": number, "stop": min(number + PER_SHARD, n), "real_guidance": guidance}
             shards.append(Artifact("images/benchmark", spec, ".parquet"))
         started = time.perf_counter()
         images.make_shards(shards, store, lambda: generator, Batches(batch_size, "images"))
@@ -103,19 +137,23 @@ def model(options: argparse.Namespace) -> None:
         "height": options.size,
         "width": options.size,
         "dtype": options.dtype,
+        "real_guidance": None if options.start is None else {"start": options.start},
     }
     started = time.perf_counter()
     generator = load_generator(
         options.model, options.revision, settings, device=options.device, compile=options.compile
     )
     loaded = time.perf_counter()
-    height, width = generator.generate(["a photo of a dog"] * options.batch_size, range(options.batch_size)).shape[1:3]
+    count, reference = options.batch_size, Image.new("RGB", (64, 64))
+    references = None if options.start is None else [reference] * count
+    height, width = generator.generate(["a photo of a dog"] * count, range(count), references).shape[1:3]
     print(f"loaded in {loaded - started:.1f} s, first batch in {time.perf_counter() - loaded:.1f} s")
     timed = Timed(generator)
-    seconds = draw(timed, options.images, options.batch_size, options.format)
+    seconds = draw(timed, options.images, options.batch_size, options.format, options.start, height)
     what = f"{Path(options.model).name} on {generator.device} in {generator.dtype}, {height}x{width}"
+    steps = f"{options.steps} steps" + ("" if options.start is None else f" from t*/T = {options.start}")
     print(
-        f"{what}, {options.steps} steps, batches of {options.batch_size}: {options.images / seconds:.2f} images/s, "
+        f"{what}, {steps}, batches of {options.batch_size}: {options.images / seconds:.2f} images/s, "
         f"{100 * timed.seconds / seconds:.0f}% of the time sampling"
     )
     if generator.device == "cuda":
@@ -134,6 +172,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--guidance-scale", type=float, default=3.0)
+    parser.add_argument("--start", type=float, help="real guidance: t*/T, 0 to 1; default: from text alone")
     parser.add_argument("--scheduler")
     parser.add_argument("--size", type=int, help="height and width in pixels; default: the model's own")
     parser.add_argument("--dtype", default="auto")

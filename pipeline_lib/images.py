@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
+from math import lcm
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from pipeline_lib.batches import Batches
 from pipeline_lib.generators import Generator
 from pipeline_lib.progress import Progress
+from pipeline_lib.references import Reference, References
 from pipeline_lib.seeds import derive_seed
 from pipeline_lib.shards import encode_image, image_row, read_rows, write_shard
 from pipeline_lib.store import Artifact, Store
@@ -34,20 +36,27 @@ class Request:
     prompt_id: str
     prompt: str
     seed: int
+    reference: Reference | None = None
 
 
-def requests(shard: Artifact, store: Store) -> list[Request]:
-    """The images of a shard, in order.
+def requests(shard: Artifact, store: Store, references: References | None = None) -> list[Request]:
+    """The images of a shard, in order. `references`: what has read shots already, if something has.
 
     Image number i of a class shows prompt i mod P of the class's P prompts, for the (i div P)-th time; its seed is
     derived from (run seed, prompt id, i div P). So an image does not depend on how many are asked for.
+
+    With `real_guidance` in the spec (start, n_shots, and the paths shots and images, see `References.of_class`) it
+    starts from one of the class's M shots, number (i + i div lcm(P, M)) mod M: shots take turns, and every prompt has
+    met every shot before one meets a shot again.
     """
     spec = shard.spec
+    guidance, references = spec.get("real_guidance"), references or References(store)
     prompts = pq.read_table(store.path(spec["prompts"])).to_pylist()
     recipe = Path(shard.folder).name
     drawn = []
     for index in range(spec["start"], spec["stop"]):
         prompt = prompts[index % len(prompts)]
+        shots = references.of_class(guidance, prompt["class_name"]) if guidance else None
         drawn.append(
             Request(
                 image_id=f"{recipe}-{index:06d}",
@@ -55,6 +64,7 @@ def requests(shard: Artifact, store: Store) -> list[Request]:
                 prompt_id=prompt["prompt_id"],
                 prompt=prompt["prompt"],
                 seed=derive_seed(spec["seed"], prompt["prompt_id"], index // len(prompts)),
+                reference=shots[(index + index // lcm(len(prompts), len(shots))) % len(shots)] if shots else None,
             )
         )
     return drawn
@@ -71,10 +81,10 @@ class _ShardInMaking:
     In memory are only the drawn ones, encoded; the others are read when the shard is written.
     """
 
-    def __init__(self, artifact: Artifact, store: Store):
+    def __init__(self, artifact: Artifact, store: Store, references: References):
         self.artifact = artifact
         self._store = store
-        self._requests = requests(artifact, store)
+        self._requests = requests(artifact, store, references)
         elsewhere = _elsewhere(artifact, store)
         self._taken_over = {r.image_id: elsewhere[r.image_id] for r in self._requests if r.image_id in elsewhere}
         self._drawn: dict[str, dict[str, Any]] = {}
@@ -137,9 +147,14 @@ def make_shards(shards: Sequence[Artifact], store: Store, load: Callable[[], Gen
     """Draw the images of all `shards`, in batches that run across shards; write each shard when its last image is done.
 
     `load` is called only if there is something to draw. While a batch is sampled, the one before it is encoded, by
-    several threads, and written, so two batches and the unfinished shards are in memory.
+    several threads, and written, so two batches and the unfinished shards are in memory; with real guidance, the
+    encoded references too. Raises ValueError for shards that do not all start at one t*: it is the generator's.
     """
-    making = [_ShardInMaking(shard, store) for shard in shards]
+    starts = {shard.spec["real_guidance"]["start"] if shard.spec.get("real_guidance") else None for shard in shards}
+    if len(starts) > 1:
+        raise ValueError(f"shards: one call has one generator, and these start at {starts}")
+    references = References(store)
+    making = [_ShardInMaking(shard, store, references) for shard in shards]
     todo = [(shard, request) for shard in making for request in shard.missing]
     n_wanted = sum(shard.spec["stop"] - shard.spec["start"] for shard in shards)
     log.info("%d images to draw, %d taken over from other shards", len(todo), n_wanted - len(todo))
@@ -148,11 +163,14 @@ def make_shards(shards: Sequence[Artifact], store: Store, load: Callable[[], Gen
             shard.write({})
     if not todo:
         return
+    references.read(request.reference for _, request in todo if request.reference is not None)
     generator = load()
 
     def sample(batch: Sequence[_Drawing]) -> tuple[Sequence[_Drawing], NDArray[np.float32]]:
+        wanted = [request.reference for _, request in batch if request.reference is not None]
+        real = references.images(wanted) if wanted else None
         with phase("sampling"):
-            return batch, generator.generate([r.prompt for _, r in batch], [r.seed for _, r in batch])
+            return batch, generator.generate([r.prompt for _, r in batch], [r.seed for _, r in batch], real)
 
     details = {"device": generator.device, "dtype": generator.dtype, "safety_checker": "off"}
 
@@ -195,5 +213,6 @@ def _row(request: Request, pixels: NDArray[np.float32], image_format: str) -> di
         prompt_id=request.prompt_id,
         prompt=request.prompt,
         seed=request.seed,
+        reference_id=request.reference.image_id if request.reference else None,
         valid=valid,
     )

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import json
 import multiprocessing
 import threading
 import time
@@ -19,11 +20,11 @@ from small_project import SHAPES, changed, planned
 
 from pipeline_lib import stages
 from pipeline_lib.batches import Batches
-from pipeline_lib.images import is_valid, make_shards, requests
+from pipeline_lib.images import Request, is_valid, make_shards, requests
 from pipeline_lib.plan import Plan
 from pipeline_lib.seeds import derive_seed
 from pipeline_lib.sets import make_set
-from pipeline_lib.shards import encode_image, read_rows
+from pipeline_lib.shards import encode_image, image_row, read_rows, write_shard
 from pipeline_lib.store import Artifact
 
 Params = dict[str, Any]
@@ -206,9 +207,9 @@ def test_images_taken_over_are_read_when_their_shard_is_written(params: Params, 
     generator = FakeGenerator()
     generate = generator.generate
 
-    def sample(prompts: Sequence[str], seeds: Sequence[int]) -> np.ndarray:
+    def sample(prompts: Sequence[str], seeds: Sequence[int], references: None) -> np.ndarray:
         events.append("sample")
-        return generate(prompts, seeds)
+        return generate(prompts, seeds, references)
 
     def read(path: Path) -> Iterator[dict[str, Any]]:
         events.append("read")
@@ -272,6 +273,183 @@ def test_a_damaged_shard_is_drawn_again_with_a_warning(params: Params, caplog: p
     assert draw(plan).n_drawn == 3
     assert path.read_bytes() == good
     assert "made again" in caplog.text
+
+
+# --- real guidance ----------------------------------------------------------------------------------------------------
+
+
+def real_shots(plan: Plan, seed: int = 0, n_shots: int = 3) -> tuple[str, str]:
+    """Write what a seed draws of three images per class, and these images in one shard, with pixels that tell class,
+    number and seed; returns the paths of both."""
+    store = plan.store
+    shots: dict[str, list[dict[str, Any]]] = {name: [] for name in SHAPES}
+    images = []
+    for source_id, (number, name) in enumerate(itertools.product(range(3), SHAPES)):
+        image_id = f"shapes-train-{seed}{source_id:06d}"
+        if number < n_shots:
+            shots[name].append({"image_id": image_id, "source_id": source_id, "path": f"{source_id}.png"})
+        pixels = np.full((12, 12, 3), colour(name, number, seed), np.uint8)
+        encoded = encode_image(pixels, "png")
+        images.append(image_row(image_id, encoded, "png", 12, 12, class_name=name, source_id=source_id))
+    drawn = Artifact("shots/shapes", {"seed": seed, "n_shots": n_shots}, ".json")
+    with store.making(drawn) as path:
+        record = {"dataset": "shapes", "split": "train", "seed": seed, "shots": shots, "validation": {}}
+        path.write_text(json.dumps(record), encoding="utf-8")
+    real = Artifact("real_images/shapes", {"shots": drawn.path}, ".parquet", inputs=(drawn.path,))
+    with store.making(real) as path:
+        write_shard(images, path, real.spec)
+    return drawn.path, real.path
+
+
+def colour(class_name: str, number: int, seed: int = 0) -> int:
+    """Of a class's real image."""
+    return 10 + 60 * list(SHAPES).index(class_name) + 15 * number + 5 * seed
+
+
+def guided(plan: Plan, per_class: int, n_shots: int = 2, start: float = 0.25, seed: int = 0) -> list[Artifact]:
+    """Shards of images that start from the first shots of a seed, with basic prompts."""
+    shots, real = real_shots(plan, seed)
+    guidance = {"start": start, "n_shots": n_shots, "shots": shots, "images": real}
+    prompts = [unit for made in plan.prompts("basic") for unit in made.members]
+    return [
+        shard for unit in prompts for shard in plan.image_shards(unit, "guided", per_class, guidance, [shots, real])
+    ]
+
+
+def draw_guided(plan: Plan, shards: Sequence[Artifact], start: float = 0.25, batch_size: int = 4) -> FakeGenerator:
+    """Make them in one call, as a job does; returns the generator."""
+    generator = FakeGenerator(start=start)
+    made = plan.set("images", "guided", list(shards))
+    make_set(
+        made, plan.store, lambda units: make_shards(units, plan.store, lambda: generator, Batches(batch_size, "images"))
+    )
+    return generator
+
+
+def guided_rows(plan: Plan, shards: Sequence[Artifact]) -> dict[str, dict[str, Any]]:
+    return {row["image_id"]: row for shard in shards for row in read_rows(plan.store.path(shard))}
+
+
+@pytest.mark.parametrize(("n_prompts", "n_shots"), [(1, 2), (1, 3), (2, 3), (3, 2), (4, 2), (2, 2), (3, 3)])
+def test_every_prompt_meets_every_shot(params: Params, monkeypatch: pytest.MonkeyPatch, n_prompts: int, n_shots: int):
+    """Before it meets one again; shots are used equally often. Prompt and seed are those without guidance."""
+    n = n_prompts * n_shots
+    plan = ready(params, images__per_class=2 * n, images__per_shard=2 * n, seed=7)
+    plain, shard = units(plan)[0], guided(plan, 2 * n, n_shots)[0]
+    prompts = pa.Table.from_pylist(
+        [
+            {"prompt_id": f"p{i}", "class_name": "red/square", "prompt": f"prompt {i}", "sentence": None}
+            for i in range(n_prompts)
+        ]
+    )
+    monkeypatch.setattr("pipeline_lib.images.pq.read_table", lambda _: prompts)
+    found = requests(shard, plan.store)
+    pairs = [(request.prompt_id, reference_of(request)) for request in found]
+    assert len(set(pairs[:n])) == n
+    assert set(pairs[n:]) == set(pairs[:n])
+    first = [shot for _, shot in pairs[:n_shots]]
+    assert first == shot_ids("red/square", n_shots)
+    unguided = requests(plain, plan.store)
+    assert [(r.prompt_id, r.seed) for r in found] == [(r.prompt_id, r.seed) for r in unguided]
+    assert all(request.reference is None for request in unguided)
+
+
+def reference_of(request: Request) -> str:
+    assert request.reference is not None
+    return request.reference.image_id
+
+
+def shot_ids(class_name: str, n_shots: int, seed: int = 0) -> list[str]:
+    """The first shots that `real_shots` writes of a class."""
+    position = list(SHAPES).index(class_name)
+    return [f"shapes-train-{seed}{number * len(SHAPES) + position:06d}" for number in range(n_shots)]
+
+
+def test_a_row_names_the_real_image_that_its_image_started_from(params: Params):
+    """The pixels are that image's, mixed with the noise of the row's own seed. Without guidance it names none."""
+    plan = ready(params)
+    shards = guided(plan, 4)
+    generator = draw_guided(plan, shards)
+    assert generator.n_drawn == 12
+    found = guided_rows(plan, shards)
+    noise = FakeGenerator()
+    for row in found.values():
+        shots = shot_ids(row["class_name"], 2)
+        number = [0, 1, 1, 0][int(row["image_id"][-6:])]
+        assert row["reference_id"] == shots[number]
+        expected = 0.25 * noise.generate([row["prompt"]], [row["seed"]])[0]
+        expected += 0.75 * colour(row["class_name"], number) / 255
+        pixels = np.asarray(Image.open(io.BytesIO(row["image"]["bytes"])))
+        np.testing.assert_array_equal(pixels, np.round(expected * 255))
+        assert row["source_id"] is None
+    draw(plan)
+    assert {row["reference_id"] for row in rows(plan).values()} == {None}
+
+
+def test_guided_images_are_taken_over(params: Params):
+    """As any others: from 4 to 8 per class the difference is drawn; references and all, the rest stays."""
+    plan = ready(params)
+    few, many = guided(plan, 4), guided(plan, 8)
+    assert draw_guided(plan, few).n_drawn == 12
+    before = guided_rows(plan, few)
+    assert draw_guided(plan, many).n_drawn == 12
+    after = guided_rows(plan, many)
+    assert len(after) == 24
+    assert {image_id: after[image_id] for image_id in before} == before
+    other = guided(plan, 4, start=0.5)
+    assert {shard.folder for shard in other}.isdisjoint(shard.folder for shard in few)
+    assert draw_guided(plan, other, start=0.5).n_drawn == 12
+
+
+def test_shots_of_several_seeds_are_drawn_together(params: Params, monkeypatch: pytest.MonkeyPatch):
+    """In batches that mix them. Each file is read once, and of the real images those that are needed."""
+    plan = ready(params)
+    shards = [shard for seed in (0, 1) for shard in guided(plan, 4, seed=seed)]
+    read = reads_of_real_images(monkeypatch)
+    generator = draw_guided(plan, shards, batch_size=5)
+    assert [len(seeds) for _, seeds in generator.batches] == [5, 5, 5, 5, 4]
+    for seed in (0, 1):
+        own = guided_rows(plan, shards[6 * seed : 6 * seed + 6])
+        wanted = {shot for name in SHAPES for shot in shot_ids(name, 2, seed)}
+        assert {row["reference_id"] for row in own.values()} == wanted
+        for row in own.values():
+            number = shot_ids(row["class_name"], 2, seed).index(row["reference_id"])
+            brightness = np.asarray(Image.open(io.BytesIO(row["image"]["bytes"]))).min()
+            assert brightness >= np.floor(0.75 * colour(row["class_name"], number, seed))
+    assert sorted(read) == sorted({plan.store.path(shard.spec["real_guidance"]["images"]) for shard in shards})
+
+
+def reads_of_real_images(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Fills with their shards' paths as they are read."""
+    read: list[Path] = []
+    read_table = pq.read_table
+
+    def noting(path: Path, **options: Any) -> pa.Table:
+        if "real_images" in path.parts:
+            read.append(path)
+        return read_table(path, **options)
+
+    monkeypatch.setattr(pq, "read_table", noting)
+    return read
+
+
+def test_shards_of_one_call_have_one_start(params: Params):
+    """It is the generator's."""
+    plan = ready(params)
+    shards = [*guided(plan, 3, start=0.25), *guided(plan, 3, start=0.5)]
+    with pytest.raises(ValueError, match="start at"):
+        draw_guided(plan, shards)
+    with pytest.raises(ValueError, match="start at"):
+        draw_guided(plan, [*guided(plan, 3), units(plan)[0]])
+
+
+def test_without_anything_to_draw_no_reference_is_read(params: Params, monkeypatch: pytest.MonkeyPatch):
+    """Where all images are in other shards."""
+    plan = ready(params)
+    draw_guided(plan, guided(plan, 8))
+    read = reads_of_real_images(monkeypatch)
+    assert draw_guided(plan, guided(plan, 4)).n_drawn == 0
+    assert read == []
 
 
 # --- failures ---------------------------------------------------------------------------------------------------------

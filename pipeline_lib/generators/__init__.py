@@ -1,10 +1,13 @@
-"""Text-to-image generators behind one interface: prompts and seeds in, pixels out."""
+"""Text-to-image generators behind one interface: prompts and seeds in, and real images to start from; pixels out."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 class Generator(Protocol):
@@ -18,11 +21,17 @@ class Generator(Protocol):
     dtype: str
     """Its precision, for the record."""
 
-    def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> NDArray[np.float32]:
+    def generate(
+        self, prompts: Sequence[str], seeds: Sequence[int], references: "Sequence[Image.Image] | None" = None
+    ) -> NDArray[np.float32]:
         """One image per prompt: float32 [N, height, width, 3] in [0, 1]; non-finite where sampling went wrong.
 
-        Image i is determined by prompts[i] and seeds[i] (up to floating-point differences between batch sizes).
-        Raises MemoryError where the device cannot hold the batch.
+        `references` are the real images to start from (paper, A.2, Equation 9), one for each prompt, of any size and
+        mode: required if the generator was loaded with `real_guidance`, else forbidden. They are made RGB, resized
+        until they just cover the image, and cropped around the centre.
+
+        Image i is determined by prompts[i], seeds[i] and references[i] (up to floating-point differences between batch
+        sizes). Raises MemoryError where the device cannot hold the batch, ValueError for references as above.
         """
         ...
 
@@ -34,7 +43,9 @@ def load_generator(
 
     Which class runs it is decided by the pipeline's model_index.json. `settings` has the keys steps, guidance_scale,
     negative_prompt ("": none), scheduler (None: the pipeline's own), height, width (None: the pipeline's own) and
-    dtype; `device` is "auto", "cpu" or "cuda"; with `compile`, the model's networks go through torch.compile.
+    dtype; real_guidance may be there, None or a mapping whose `start` is t*/T in [0, 1], where denoising starts (see
+    `real_guidance`): at 1 images are those without it, at 0 they are the references. `device` is "auto", "cpu" or
+    "cuda"; with `compile`, the model's networks go through torch.compile.
 
     Raises `UserError` for a model that is not there or cannot be loaded, and for a setting that it does not take.
     """

@@ -8,11 +8,14 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from numpy.typing import NDArray
+from PIL import Image
 
 from pipeline_lib.devices import memory_errors, resolve
 from pipeline_lib.errors import UserError
 from pipeline_lib.generators.folders import PipelineFolder
+from pipeline_lib.generators.image_to_image import ImageToImage
 from pipeline_lib.generators.loading import load_pipeline
+from pipeline_lib.generators.real_guidance import as_images, checked, start_of
 from pipeline_lib.generators.sampling import guidance, sampling_arguments, set_scheduler
 from pipeline_lib.generators.text import TextEncoder
 
@@ -44,6 +47,10 @@ class LatentDiffusion:
         guided = guidance(self._pipeline, settings).is_classifier_free
         self._text = TextEncoder(self._pipeline, settings["negative_prompt"] if guided else None)
         self._pipeline.to(self.device)
+        self._start = start_of(settings)
+        self._guided: ImageToImage | None = None
+        if self._start is not None and not self._start.is_noise:
+            self._guided = ImageToImage(self._pipeline, self._start, settings)
         for network in _networks(self._pipeline):
             _use_channels_last(network)
             if compile:
@@ -58,10 +65,13 @@ class LatentDiffusion:
 
     @memory_errors
     @torch.inference_mode()
-    def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> NDArray[np.float32]:
+    def generate(
+        self, prompts: Sequence[str], seeds: Sequence[int], references: Sequence[Image.Image] | None = None
+    ) -> NDArray[np.float32]:
         """See `Generator.generate`. Noise is drawn on the CPU, with a random generator of its own per image."""
+        references = checked(references, prompts, self._start)
         random_state = self._random_state()
-        images = self._draw(prompts, seeds)
+        images = self._draw(prompts, seeds, references)
         if self._random_state() != random_state:
             raise UserError(
                 f"images.scheduler: {type(self._pipeline.scheduler).__name__} draws noise that does not come from the "
@@ -80,18 +90,24 @@ class LatentDiffusion:
         states = [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if self.device == "cuda" else [])]
         return [state.numpy().tobytes() for state in states]
 
-    def _draw(self, prompts: Sequence[str], seeds: Sequence[int]) -> NDArray[np.float32]:
+    def _draw(
+        self, prompts: Sequence[str], seeds: Sequence[int], references: Sequence[Image.Image]
+    ) -> NDArray[np.float32]:
+        if self._start is not None and self._start.is_reference and self._guided is not None:
+            return as_images(self._guided.prepared(references))
+        generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        pipeline, arguments = self._pipeline, self._arguments
+        if self._guided is not None:
+            pipeline, arguments = self._guided.pipeline, self._guided.arguments(references, generators)
         try:
-            drawn = self._pipeline(
+            drawn = pipeline(
                 **self._text.arguments(prompts),
-                **self._arguments,
-                generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+                **arguments,
+                generator=generators,
                 output_type="np",
             )
         except ValueError as error:  # the pipeline's own check of its arguments
-            raise UserError(
-                f"models.generator: the {type(self._pipeline).__name__} refuses to draw: {error}"
-            ) from error
+            raise UserError(f"models.generator: the {type(pipeline).__name__} refuses to draw: {error}") from error
         except RuntimeError as error:
             if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                 raise

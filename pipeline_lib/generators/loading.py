@@ -46,7 +46,7 @@ def load_pipeline(folder: PipelineFolder, dtype: torch.dtype) -> DiffusionPipeli
     for library, names in _TALKATIVE.items():
         for name in names:
             library.get_logger(name).setLevel(library.ERROR)
-    arguments = {name: value for name, value in _UNALTERED.items() if name in _parameters(pipeline_class)}
+    arguments = unaltered(pipeline_class)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of names that the installed versions still know
         for component in folder.models():
@@ -77,8 +77,10 @@ def _text_to_image_class(folder: PipelineFolder) -> Any:
     return getattr(diffusers, folder.class_name)
 
 
-def _parameters(pipeline_class: Any) -> frozenset[str]:
-    return frozenset(inspect.signature(pipeline_class.__init__).parameters)
+def unaltered(pipeline_class: Any) -> dict[str, Any]:
+    """What a pipeline class's constructor takes to leave images as they were drawn."""
+    taken = inspect.signature(pipeline_class.__init__).parameters
+    return {name: value for name, value in _UNALTERED.items() if name in taken}
 
 
 def _load_model(component: Component, dtype: torch.dtype) -> Any:

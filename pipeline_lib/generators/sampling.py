@@ -41,6 +41,17 @@ def sampling_arguments(pipeline: DiffusionPipeline, settings: Mapping[str, Any])
     return {name: value for name, (_, value) in wanted.items()} | guidance(pipeline, settings).arguments  # type: ignore
 
 
+def output_size(pipeline: DiffusionPipeline, settings: Mapping[str, Any]) -> tuple[int, int]:
+    """Height and width of the images in pixels: those of the settings, the pipeline's own where they say null."""
+    own = getattr(pipeline, "default_sample_size", None) or pipeline.unet.config.sample_size
+    sides = (own, own) if isinstance(own, int) else own
+    height, width = (
+        settings[name] or side * pipeline.vae_scale_factor
+        for name, side in zip(("height", "width"), sides, strict=True)
+    )
+    return height, width
+
+
 def guidance(pipeline: DiffusionPipeline, settings: Mapping[str, Any]) -> Guidance:
     """The scale s of classifier-free guidance (paper, Equation 8), in the terms of the pipeline.
 
@@ -107,7 +118,10 @@ def set_scheduler(pipeline: DiffusionPipeline, name: str | None) -> None:
             f"images.scheduler: {name!r} is not allowed for this {type(pipeline).__name__}; write null for its own, or "
             f"one of {', '.join(sorted(classes))}"
         )
+    # Some clip what they predict to [-1, 1] unless told not to. That is for pixels, and such models' own configuration
+    # says so; it would destroy latents.
+    clipping = {} if "clip_sample" in own.config else {"clip_sample": False}
     try:
-        pipeline.scheduler = classes[name].from_config(own.config)
+        pipeline.scheduler = classes[name].from_config(own.config, **clipping)
     except (ImportError, TypeError, ValueError) as error:
         raise UserError(f"images.scheduler: {name!r} cannot be used: {str(error).strip()}") from error

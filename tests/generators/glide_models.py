@@ -5,6 +5,7 @@ reference values were computed with (`tests/data/glide_reference.py`).
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,11 @@ def draw_noise(seed: int) -> Any:
 
     numbers = np.random.RandomState(seed)
     return lambda shape: torch.from_numpy(numbers.standard_normal(tuple(shape)).astype(np.float32))
+
+
+def signal_of(step: int) -> float:
+    """What is left of an image's variance at a training time step: the cosine schedule (Nichol & Dhariwal, 2021)."""
+    return math.cos(((step + 1) / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2 / math.cos(0.008 / 1.008 * math.pi / 2) ** 2
 
 
 def tiny_glide_checkpoints(folder: Path) -> tuple[Path, Path]:

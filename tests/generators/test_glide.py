@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from glide_models import DATA, SEEDS, draw_noise, original_shapes, tiny_glide
+from glide_models import DATA, SEEDS, draw_noise, original_shapes, signal_of, tiny_glide
 
 pytest.importorskip("diffusers")
 # Printed by the original's notebook, and what its models have on torch's meta device.
@@ -114,6 +114,47 @@ def test_ancestral_sampling(pipeline: Any, reference: dict[str, Any], settings: 
     kept = torch.stack(states[:: settings["state_every"]["base"]])
     torch.testing.assert_close(kept[:, :2], reference["base.states"], rtol=0, atol=1e-3)
     torch.testing.assert_close(images, reference["base.images"], rtol=0, atol=1e-3)
+
+
+def test_sampling_from_a_reference(pipeline: Any, reference: dict[str, Any], settings: dict[str, Any]):
+    """Real guidance that starts where the original is after 80 of its 100 steps goes on as the original does: from the
+    image that this state is a noised one of, given the same noise (paper, Equation 9), to 1e-3."""
+    import torch
+
+    from pipeline_lib.generators.glide.pipeline import Reference
+
+    drawn = draw_noise(SEEDS["base"])
+    prompts = settings["prompts"][:1] * 2
+    every, made = settings["state_every"]["base"], 20
+    state = reference["base.states"][(100 - made) // every][:2]
+    first, *others = [drawn((4, *state.shape[1:]))[:2] for _ in range(101)][100 - made :]
+    # The 20th of 100 time steps, which are spread over 0 to 999.
+    signal = signal_of(round(19 * 999 / 99))
+    clean = (state.double() - math.sqrt(1 - signal) * first.double()) / math.sqrt(signal)
+    fresh = iter([first, *others])
+    with recorded(pipeline.unet) as states:
+        images = pipeline.draw(prompts, lambda _: next(fresh), 100, 3.0, Reference(clean.float(), made))
+    assert len(states) == made
+    kept = torch.stack(states[::every])
+    torch.testing.assert_close(kept[:, :2], reference["base.states"][(100 - made) // every :], rtol=0, atol=1e-3)
+    torch.testing.assert_close(images, reference["base.images"], rtol=0, atol=1e-3)
+
+
+def test_the_start_has_the_mean_and_variance_of_equation_9(pipeline: Any):
+    """Over 400 seeds, at the second of four time steps."""
+    import torch
+
+    scheduler = pipeline.scheduler
+    scheduler.set_timesteps(4)
+    assert scheduler.timesteps[-2] == 333
+    clean = torch.linspace(-1, 1, 3 * 16 * 16).reshape(1, 3, 16, 16)
+    noise = torch.stack([torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(seed)) for seed in range(400)])
+    start = scheduler.add_noise(clean, noise, 333).double()
+    signal = signal_of(333)
+    deviation = (start.mean(0) - math.sqrt(signal) * clean) / math.sqrt((1 - signal) / 400)
+    assert deviation.abs().max() < 5
+    assert deviation.std().item() == pytest.approx(1, abs=0.1)
+    assert start.var(0).mean().item() == pytest.approx(1 - signal, rel=0.02)
 
 
 def test_upsampling(pipeline: Any, reference: dict[str, Any], settings: dict[str, Any]):

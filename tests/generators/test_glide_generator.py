@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from glide_models import tiny_glide
+from glide_models import signal_of, tiny_glide
+from PIL import Image
 
 from pipeline_lib.errors import UserError
 
@@ -96,6 +97,101 @@ def test_every_noise_comes_from_the_images_own_generator(generator: Any):
     large = pipeline.upsample(PROMPTS[:1], small, noise)
     assert shapes == [(3, 16, 16)] * 4 + [(3, 32, 32)]
     np.testing.assert_allclose(images, (large / 2 + 0.5).permute(0, 2, 3, 1).numpy(), atol=1e-6)
+
+
+# --- real guidance ----------------------------------------------------------------------------------------------------
+
+
+def pictures() -> list[Image.Image]:
+    """One for each prompt, larger than the models' images."""
+    random = np.random.default_rng(3)
+    return [Image.fromarray(random.integers(0, 256, (40, 50, 3), np.uint8)) for _ in PROMPTS]
+
+
+def guided(folder: Path, start: float, **settings: Any) -> Any:
+    return load(folder, real_guidance={"start": start}, **settings)
+
+
+def test_the_base_model_starts_from_the_noised_reference(folder: Path):
+    """In its own size and in [-1, 1], with the image's first noise, at the time step that t* says (Equation 9)."""
+    import torch
+    from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
+
+    generator, references = guided(folder, 0.5), pictures()
+    seen: list[Any] = []
+    generator._pipeline.unet.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[:2]))
+    generator.generate(PROMPTS, [1, 2, 3], references)
+    small = Compose([Resize(16, InterpolationMode.BICUBIC), CenterCrop(16)])
+    clean = (
+        torch.from_numpy(np.stack([np.asarray(small(image)) for image in references])).permute(0, 3, 1, 2) / 127.5 - 1
+    )
+    noise = torch.stack([torch.randn((3, 16, 16), generator=torch.Generator().manual_seed(seed)) for seed in (1, 2, 3)])
+    signal = signal_of(333)  # the second last of 0, 333, 666, 999
+    start, step = seen[0]
+    assert step.tolist() == [333] * 6
+    torch.testing.assert_close(start[:3], signal**0.5 * clean + (1 - signal) ** 0.5 * noise, rtol=0, atol=1e-5)
+    assert [steps.tolist()[0] for _, steps in seen] == [333, 0]
+
+
+@pytest.mark.parametrize(
+    ("start", "steps", "made"), [(0.15, 100, 15), (0.35, 100, 35), (0.15, 8, 3), (0.2, 8, 2), (0.5, 5, 3)]
+)
+def test_as_many_steps_are_made_as_t_star_says(folder: Path, start: float, steps: int, made: int):
+    """Of the base model, on a grid that has t*; the upsampler makes all of its own."""
+    generator = guided(folder, start, steps=steps, guidance_scale=1.0)
+    calls: list[str] = []
+    for name in ("unet", "upsampler_unet"):
+        getattr(generator._pipeline, name).register_forward_pre_hook(lambda *_, name=name: calls.append(name))
+    generator.generate(PROMPTS[:1], [1], pictures()[:1])
+    assert calls == ["unet"] * made + ["upsampler_unet"] * 27
+
+
+def test_the_ends_of_the_scale(folder: Path, generator: Any):
+    """t* = T: the same bytes as without guidance. t* = 0: the reference, in the images' size, and no model runs."""
+    from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
+
+    images = guided(folder, 1).generate(PROMPTS, [1, 2, 3], pictures())
+    np.testing.assert_array_equal(images, generator.generate(PROMPTS, [1, 2, 3]))
+    still = guided(folder, 0)
+    for name in ("unet", "upsampler_unet", "text_encoder", "upsampler_text_encoder"):
+        getattr(still._pipeline, name).register_forward_pre_hook(lambda *_: pytest.fail("a model ran"))
+    found = still.generate(PROMPTS, [1, 2, 3], pictures())
+    large = Compose([Resize(32, InterpolationMode.BICUBIC), CenterCrop(32)])
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found * 255, np.stack([np.asarray(large(image)) for image in pictures()]), atol=1e-4)
+
+
+def test_a_guided_image_is_a_function_of_prompt_seed_and_reference(folder: Path):
+    """Alone, in a batch, at another place in it, or by another instance: the same image."""
+    generator, references = guided(folder, 0.5), pictures()
+    together = generator.generate(PROMPTS, [11, 12, 13], references)
+    for number in range(3):
+        own = slice(number, number + 1)
+        alone = generator.generate(PROMPTS[own], [11 + number], references[own])
+        np.testing.assert_allclose(alone[0], together[number], atol=1e-4)
+    turned = guided(folder, 0.5).generate(PROMPTS[::-1], [13, 12, 11], references[::-1])
+    np.testing.assert_allclose(turned[::-1], together, atol=1e-4)
+    others = {
+        "prompt": generator.generate(PROMPTS[1:2], [11], references[:1]),
+        "seed": generator.generate(PROMPTS[:1], [12], references[:1]),
+        "reference": generator.generate(PROMPTS[:1], [11], references[1:2]),
+        "start": guided(folder, 0.75).generate(PROMPTS[:1], [11], references[:1]),
+    }
+    for name, images in others.items():
+        assert np.abs(images[0] - together[0]).max() > 1e-3, name
+
+
+def test_references_are_required(folder: Path, generator: Any):
+    """And forbidden without real guidance; a start that no grid of the model's time steps has is refused."""
+    with pytest.raises(ValueError, match="0 for 1 prompts"):
+        guided(folder, 0.5).generate(PROMPTS[:1], [1])
+    with pytest.raises(ValueError, match="without real_guidance"):
+        generator.generate(PROMPTS[:1], [1], pictures()[:1])
+    with pytest.raises(UserError, match=r"starts: 0\.14.* is .* grid of 1001 steps at images\.steps: 1000"):
+        guided(folder, 0.142857, steps=1000)
+
+
+# --- settings ---------------------------------------------------------------------------------------------------------
 
 
 def test_prompts_steps_and_guidance_matter(generator: Any, folder: Path):

@@ -141,6 +141,22 @@ def test_a_scheduler_is_set_up_as_the_models_own_was():
     assert (scheduler.config.beta_start, scheduler.config.prediction_type) == (0.001, "v_prediction")
 
 
+@pytest.mark.parametrize(
+    ("own", "expected"), [({}, False), ({"clip_sample": True}, True), ({"clip_sample": False}, False)]
+)
+def test_latents_are_not_clipped(own: dict[str, bool], expected: bool):
+    """Unless the model's own configuration says so, as one for pixels does; the scheduler's default is to clip."""
+    from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler
+
+    from pipeline_lib.generators.sampling import set_scheduler
+
+    assert DDIMScheduler().config.clip_sample
+    pipeline = pipeline_of("StableDiffusionPipeline")
+    pipeline.__dict__["scheduler"] = DDPMScheduler(**own) if own else EulerDiscreteScheduler()
+    set_scheduler(pipeline, "DDIMScheduler")
+    assert pipeline.scheduler.config.clip_sample is expected
+
+
 @pytest.mark.parametrize("name", [None, "EulerDiscreteScheduler"])
 def test_the_models_own_scheduler_stays(name: str | None):
     """Unnamed or named."""

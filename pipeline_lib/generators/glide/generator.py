@@ -5,14 +5,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import UNet2DConditionModel
 from numpy.typing import NDArray
+from PIL import Image
 
 from pipeline_lib.devices import memory_errors, resolve
 from pipeline_lib.errors import UserError
 from pipeline_lib.generators.folders import PipelineFolder
-from pipeline_lib.generators.glide.pipeline import GlidePipeline
+from pipeline_lib.generators.glide.pipeline import GlidePipeline, Reference
 from pipeline_lib.generators.latent_diffusion import fastest_dtype
 from pipeline_lib.generators.loading import load_pipeline
+from pipeline_lib.generators.real_guidance import Grid, as_images, checked, prepare_all, start_of
 
 
 class Glide:
@@ -27,7 +30,11 @@ class Glide:
         self.dtype: str = fastest_dtype(self.device) if settings["dtype"] == "auto" else settings["dtype"]
         pipeline = load_pipeline(folder, getattr(torch, self.dtype))
         _check_settings(settings, pipeline)
-        self._steps, self._guidance_scale = settings["steps"], settings["guidance_scale"]
+        self._grid = Grid(settings["steps"], settings["steps"])
+        self._start = start_of(settings)
+        if self._start is not None:
+            self._grid = self._start.grid(settings["steps"], pipeline.scheduler.config.num_train_timesteps)
+        self._guidance_scale = settings["guidance_scale"]
         self._pipeline = pipeline.to(self.device)
         for unet in (pipeline.unet, pipeline.upsampler_unet):
             unet.to(memory_format=torch.channels_last)
@@ -35,16 +42,31 @@ class Glide:
                 unet.compile()
 
     @memory_errors
-    def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> NDArray[np.float32]:
+    def generate(
+        self, prompts: Sequence[str], seeds: Sequence[int], references: Sequence[Image.Image] | None = None
+    ) -> NDArray[np.float32]:
         """See `Generator.generate`. Noise is drawn on the CPU, with a random generator of its own per image."""
+        references = checked(references, prompts, self._start)
+        reference = None
+        if self._start is not None and not self._start.is_noise:
+            if self._start.is_reference:
+                return _prepared(references, self._pipeline.upsampler_unet)
+            small = torch.from_numpy(_prepared(references, self._pipeline.unet)).permute(0, 3, 1, 2) * 2 - 1
+            reference = Reference(small, self._grid.made)
         images: NDArray[np.float32] = self._pipeline(
             prompts,
-            num_inference_steps=self._steps,
+            num_inference_steps=self._grid.steps,
             guidance_scale=self._guidance_scale,
             generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
             output_type="np",
+            reference=reference,
         ).images
         return images
+
+
+def _prepared(references: Sequence[Image.Image], unet: UNet2DConditionModel) -> NDArray[np.float32]:
+    """References in the size that a model draws: float32 [N, S, S, 3] in [0, 1]."""
+    return as_images(prepare_all(references, unet.config.sample_size, unet.config.sample_size))
 
 
 def _check_settings(settings: Mapping[str, Any], pipeline: GlidePipeline) -> None:

@@ -1,6 +1,7 @@
 """GLIDE as a diffusers pipeline: text -> 64 x 64 -> 256 x 256 pixels."""
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput, UNet2DConditionModel
@@ -14,6 +15,15 @@ from pipeline_lib.generators.glide.tokens import encode
 
 NoiseSource = Callable[[tuple[int, int, int]], torch.Tensor]
 """Fresh standard normal noise for every image of a batch: image shape (3, S, S) -> float32 [N, 3, S, S]."""
+
+
+class Reference(NamedTuple):
+    """Real images that the base model starts from (paper, A.2)."""
+
+    images: torch.Tensor
+    """float32 [N, 3, S, S] in [-1, 1], in the base model's size."""
+    steps: int
+    """How many steps are made, at least 1: the last ones."""
 
 
 class GlidePipeline(DiffusionPipeline):  # type: ignore[misc]
@@ -55,40 +65,55 @@ class GlidePipeline(DiffusionPipeline):  # type: ignore[misc]
         guidance_scale: float = 3.0,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         output_type: str = "pil",
+        reference: Reference | None = None,
     ) -> ImagePipelineOutput:
         """One image per prompt, as PIL images or, with `output_type="np"`, float32 [N, S, S, 3] in [0, 1].
 
         With one random generator per image, an image does not depend on the others of the batch: its start noise, then
-        that of each base step but the last, then that of the upsampler are drawn from its own.
+        that of each base step but the last, then that of the upsampler are drawn from its own. With `reference`, the
+        base model starts from it; the upsampler works as ever (paper, A.2).
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         noise = self._noise_source(generator, len(prompts))
-        small = self.draw(prompts, noise, num_inference_steps, guidance_scale)
+        small = self.draw(prompts, noise, num_inference_steps, guidance_scale, reference)
         images = (self.upsample(prompts, small, noise) / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
         return ImagePipelineOutput(images=images if output_type == "np" else self.numpy_to_pil(images))
 
     @torch.no_grad()
     def draw(
-        self, prompts: Sequence[str], noise: NoiseSource, num_inference_steps: int, guidance_scale: float
+        self,
+        prompts: Sequence[str],
+        noise: NoiseSource,
+        num_inference_steps: int,
+        guidance_scale: float,
+        reference: Reference | None = None,
     ) -> torch.Tensor:
         """The base model's images, float32 [N, 3, S, S] in [-1, 1].
 
         Guidance, in one batch with the empty prompt, moves the predicted noise; the variance is that of the prompt
         itself. A scale of 1 is no guidance and saves half of the work.
+
+        With `reference`, only the last `reference.steps` of the steps are made, from its images with the noise that
+        belongs to the first of them. The paper's released code does the same: t* is the (t* - 1)-th of its 100 steps,
+        counted from 0. It has t* = 20 throughout, draws every image of a reference with one prompt, and has no seeds.
         """
         guided = guidance_scale != 1
         text = self._text(self.text_encoder, [*prompts, *([""] * len(prompts) if guided else [])])
         size = self.unet.config.sample_size
         sample = noise((COLOURS, size, size))
         self.scheduler.set_timesteps(num_inference_steps)
-        for step in self.progress_bar(self.scheduler.timesteps):
+        steps = self.scheduler.timesteps
+        if reference is not None:
+            steps = steps[-reference.steps :]
+            sample = self.scheduler.add_noise(reference.images.to(sample), sample, steps[0])
+        for step in self.progress_bar(steps):
             predicted = self._predict(self.unet, torch.cat([sample, sample]) if guided else sample, step, text)
             own = predicted[: len(prompts)]
             eps, interpolation = own[:, :COLOURS], own[:, COLOURS:]
             if guided:
                 unconditional = predicted[len(prompts) :, :COLOURS]
                 eps = unconditional + guidance_scale * (eps - unconditional)
-            is_last = step == self.scheduler.timesteps[-1]
+            is_last = step == steps[-1]
             # Drawn while the device is still busy with the prediction.
             fresh = torch.zeros_like(sample) if is_last else noise((COLOURS, size, size))
             sample = self.scheduler.step(eps, interpolation, step, sample, fresh)

@@ -56,6 +56,11 @@ class _Respaced(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             step: (float(now), float(then)) for step, now, then in zip(ascending, kept, before, strict=True)
         }
 
+    def add_noise(self, clean: torch.Tensor, noise: torch.Tensor, timestep: int) -> torch.Tensor:
+        """x_0 -> x_t, all [N, 3, S, S], at a time step that is visited (paper, Equation 9; original: `q_sample`)."""
+        signal, _ = self._signal[timestep]
+        return clean * math.sqrt(signal) + noise * math.sqrt(1 - signal)
+
     @staticmethod
     def _clean(noise: torch.Tensor, sample: torch.Tensor, signal: float) -> torch.Tensor:
         """The image that the predicted noise implies, clipped to [-1, 1]."""
