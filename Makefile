@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # One thread per process: Snakemake and pytest run as many processes as there are cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: table1 table2 all smoke test lint restore miniature_models install clean
+.PHONY: table1 table2 figure1 all smoke test lint restore miniature_models install clean
 
 table1: install
 	snakemake --cores all --quiet rules -- results/table1.csv
@@ -16,6 +16,10 @@ table1: install
 table2: install
 	snakemake --cores all --quiet rules -- results/table2.csv
 	@cat results/table2.md
+
+figure1: install
+	snakemake --cores all --quiet rules -- results/figure1.csv results/findings.csv
+	@cat results/findings.md
 
 all: install
 	snakemake --cores all --quiet rules

@@ -1,6 +1,7 @@
 # prompts -> images -> embeddings -> scores -> manifests -> classifiers -> predictions -> metrics -> tables
 #
 #   snakemake --cores all results/table1.csv
+#   snakemake --cores all results/figure1.csv    real shots too: shots -> guided images -> few_shot classifiers
 #
 # Paths carry the key of what made the artifact, computed from params.yaml when the graph is planned (rules/common.smk).
 
@@ -15,6 +16,7 @@ include: "workflow/rules/embeddings.smk"
 include: "workflow/rules/manifests.smk"
 include: "workflow/rules/classifiers.smk"
 include: "workflow/rules/metrics.smk"
+include: "workflow/rules/few_shot.smk"
 include: "workflow/rules/tables.smk"
 include: "workflow/rules/miniature.smk"
 
@@ -28,5 +30,4 @@ localrules:
 rule all:
     default_target: True
     input:
-        f"{RESULTS}/table1.csv",
-        f"{RESULTS}/table2.csv",
+        [f"{RESULTS}/{name}.csv" for name in PLAN.tables],

@@ -35,6 +35,8 @@ _STYLES = {
     "coop": _Style("#767676", "D", (0, (4, 1.5, 1, 1.5)), filled=False),
     "tip_adapter": _Style("#767676", "v", (0, (2, 1.5)), filled=False),
     "tip_adapter_f": _Style("#5a5a5a", "^", (0, (5, 1.5))),
+    "ct_init_chosen": _Style("#b07a52", "P", (0, (3, 1, 1, 1, 1, 1)), width=1.3),
+    "ct_syn_b": _Style("#56a0d0", "o", (0, (5, 1.5)), width=1.3, filled=False),
     "ct_init": _Style("#d55e00", "s", width=1.8, filled=False, main=True),
     "ct_syn": _Style("#0072b2", "o", width=2.2, main=True),
 }
@@ -54,7 +56,7 @@ _LINE = 1.18 * _FONT  # points from one label to the next
 _LEFT, _RIGHT = 0.42, 1.1  # beside the axes of a panel: tick labels, names of the lines
 _LEADER = 0.16  # from the axes to a name
 _ABOVE, _BELOW = 0.3, 0.42  # over and under them: title of the panel, ticks and name of the axis
-_HEAD, _FOOT = 0.78, 0.32  # of the figure: title and how to read it, study
+_HEAD, _FOOT = 0.92, 0.32  # of the figure: title and how to read it, study
 _SETTINGS = {
     "font.family": "DejaVu Sans",  # comes with matplotlib
     "font.size": _FONT,
@@ -137,7 +139,7 @@ def _draw_figure1(rows: Sequence[Row], study: str, split: str) -> Figure:
         _accuracies(panel, [row for row in rows if row["dataset"] == name], name)
     for height_of_text, text, size, weight in (
         (0.2, _headline(average), 10.5, "bold"),
-        (0.53, _how_to_read(average, split), _FONT, "normal"),
+        (0.6, _how_to_read(average, split), _FONT, "normal"),
         (total - 0.12, _FOOTER.format(study=study), _FONT, "normal"),
     ):
         figure.text(0.1 / width, 1 - height_of_text / total, text, fontsize=size, fontweight=weight, va="center")
@@ -154,12 +156,19 @@ def _headline(average: Sequence[Row]) -> str:
 
 def _how_to_read(average: Sequence[Row], split: str) -> str:
     seeds = max(row["seeds"] for row in average if row["seeds"])
-    return (
+    lines = [
         f"Top-1 accuracy (%) on the {split} images, mean of {seeds} seeds that each draw other shots. "
-        "Brackets and bands: 95% intervals.\n"
+        "Brackets and bands: 95% intervals.",
         f"{METHODS['ct_init']}: classifier tuned on the real shots alone. "
-        f"{METHODS['ct_syn']}: on these and on synthetic images made from them."
-    )
+        f"{METHODS['ct_syn']}: on these and on synthetic images drawn from them, (B): from text.",
+    ]
+    if _has_control(average):
+        over = [f"{_gain(row, 'over_chosen')} at {shots_text(row['shots'])}" for row in _at_the_ends(average)]
+        lines.append(
+            f"{METHODS['ct_init_chosen']}: on the real shots alone, for as long as is best on validation; "
+            f"synthetic images add {', '.join(over)} to it."
+        )
+    return "\n".join(lines)
 
 
 def _at_the_ends(average: Sequence[Row]) -> list[Row]:
@@ -168,9 +177,16 @@ def _at_the_ends(average: Sequence[Row]) -> list[Row]:
     return [gains[n] for n in sorted({min(gains), max(gains)})]
 
 
-def _gain(row: Row) -> str:
-    interval = "" if row["gain_low"] is None else f" [{row['gain_low']:.1f}, {row['gain_high']:.1f}]"
-    return f"{row['gain']:+.1f}{interval}".replace("-", "\N{MINUS SIGN}")
+def _has_control(average: Sequence[Row]) -> bool:
+    return any(row["method"] == "ct_init_chosen" for row in average)
+
+
+def _gain(row: Row, over: str = "gain") -> str:
+    if row.get(over) is None:
+        return ""
+    low, high = row[f"{over}_low"], row[f"{over}_high"]
+    interval = "" if low is None else f" [{low:.1f}, {high:.1f}]"
+    return f"{row[over]:+.1f}{interval}".replace("-", "\N{MINUS SIGN}")
 
 
 def _accuracies(axes: Axes, rows: Sequence[Row], title: str) -> None:
@@ -217,7 +233,9 @@ def _gains(axes: Axes, rows: Sequence[Row], datasets: Sequence[str]) -> None:
         name: sorted((row["shots"], row) for row in rows if row["dataset"] == name and row["method"] == "ct_syn")
         for name in (*datasets, "average")
     }
-    values = [row["gain"] for line in lines.values() for _, row in line]
+    average = [row for _, row in lines["average"]]
+    over = [row["over_chosen"] for row in average if row.get("over_chosen") is not None]
+    values = [row["gain"] for line in lines.values() for _, row in line] + over
     ends = [row[end] for _, row in lines["average"] for end in ("gain_low", "gain_high") if row[end] is not None]
     _, last = _axes_of_shots(
         axes, [n for n, _ in lines["average"]], min(0.0, *values, *ends), max(0.0, *values, *ends), 1
@@ -231,8 +249,15 @@ def _gains(axes: Axes, rows: Sequence[Row], datasets: Sequence[str]) -> None:
         places, gains = [math.log2(n) for n, _ in line], [row["gain"] for _, row in line]
         _line(axes, places, gains, kind)
         names.append((gains[-1], METHODS["ct_syn"] if whole and not datasets else name, kind))
-    average = [{"low": row["gain_low"], "high": row["gain_high"]} for _, row in lines["average"]]
-    _band(axes, [math.log2(n) for n, _ in lines["average"]], average, _STYLES["ct_syn"].colour)
+    places = [math.log2(n) for n, _ in lines["average"]]
+    ends_of = [{"low": row["gain_low"], "high": row["gain_high"]} for row in average]
+    _band(axes, places, ends_of, _STYLES["ct_syn"].colour)
+    if over:
+        control = _STYLES["ct_init_chosen"]
+        _line(axes, places, over, control)
+        ends_of = [{"low": row["over_chosen_low"], "high": row["over_chosen_high"]} for row in average]
+        _band(axes, places, ends_of, control.colour)
+        names.append((over[-1], "to steps chosen", control))
     _name_lines(axes, last, names)
 
 

@@ -52,9 +52,13 @@ STAGE_HELP = {
     "scores": "score synthetic images with the zero-shot head.",
     "manifests": "decide which images are kept, and why.",
     "classifiers": "tune heads on the kept images.",
+    "shots": "draw real training images.",
+    "few_shot": "fit a method to real shots, and synthetic images.",
+    "batch_norm": "tune heads with batch norm in train mode, and predict.",
     "predictions": "predict the real images' classes.",
     "metrics": "compute accuracies, the gain and its interval.",
-    "tables": "gather cells into a table (CSV and Markdown).",
+    "few_shot_metrics": "compute a few-shot method's accuracies.",
+    "tables": "gather cells into a table (CSV and Markdown) or figure.",
     "samples": "draw a contact sheet of images.",
 }
 for _name, _summary in STAGE_HELP.items():

@@ -19,6 +19,8 @@ class Amount:
     artifacts_there: int
     rows: int
     rows_there: int
+    effort_missing: float
+    """Rows that are not there; an image that starts from a noised real one counts as its share of the steps."""
 
     @property
     def rows_missing(self) -> int:
@@ -29,16 +31,24 @@ def amounts(graph: Graph, jobs: Iterable[Artifact] | None = None) -> dict[str, A
     """Per stage, what `jobs` (default: all of the graph) ask for; each unit counts once, however many jobs share it."""
     known = _units(graph.jobs.values())
     units = known if jobs is None else _units(jobs)
-    found: dict[str, list[int]] = {}
+    found: dict[str, list[float]] = {}
     for unit in units.values():
         # The features of a shard are as many as its images.
         source = known.get(unit.spec["images"]) if unit.spec["stage"] == "embeddings" else unit
         rows = _rows(source)
         there = graph.store.is_complete(unit)
-        count = found.setdefault(str(unit.spec["stage"]), [0, 0, 0, 0])
-        for position, value in enumerate((1, there, rows, rows * there)):
+        effort = 0.0 if there else rows * _share(unit)
+        count = found.setdefault(str(unit.spec["stage"]), [0, 0, 0, 0, 0.0])
+        for position, value in enumerate((1, there, rows, rows * there, effort)):
             count[position] += value
-    return {stage: Amount(*count) for stage, count in found.items()}
+    return {
+        stage: Amount(int(n), int(n_there), int(rows), int(rows_there), effort)
+        for stage, (n, n_there, rows, rows_there, effort) in found.items()
+    }
+
+
+def _share(unit: Artifact) -> float:
+    return float(unit.spec.get("real_guidance", {}).get("start", 1))
 
 
 def _units(jobs: Iterable[Artifact]) -> dict[str, Artifact]:
@@ -67,16 +77,17 @@ def estimate(found: dict[str, Amount], costs: Costs) -> Estimate:
     """Time and disk for what is missing, at the configuration's rates."""
     missing = {stage: amount.rows_missing for stage, amount in found.items()}
     drawn, real, encoded = (missing.get(stage, 0) for stage in ("images", "real_images", "embeddings"))
+    effort = found["images"].effort_missing if "images" in found else 0.0
     return Estimate(
         n_drawn=drawn,
         n_encoded=encoded,
-        drawing_hours=_hours(drawn, costs.images_per_second),
+        drawing_hours=_hours(effort, costs.images_per_second),
         encoding_hours=_hours(encoded, costs.encodes_per_second),
         n_bytes=round(1000 * ((drawn + real) * costs.kilobytes_per_image + encoded * costs.kilobytes_per_embedding)),
     )
 
 
-def _hours(n: int, per_second: float | None) -> float | None:
+def _hours(n: float, per_second: float | None) -> float | None:
     return None if per_second is None else n / per_second / 3600
 
 

@@ -53,7 +53,8 @@ def make_embeddings(units: Sequence[Artifact], store: Store, encoder: ImageEncod
     overlaps too. Memory holds a few batches and the features of the shards in flight.
     """
     batches = Batches(encoder.batch_size, "images")
-    pending = deque((unit, pq.read_metadata(store.path(unit.spec["images"])).num_rows) for unit in units)
+    paths = [store.path(unit.spec["images"]) for unit in units]
+    pending = deque((unit, pq.read_metadata(path).num_rows) for unit, path in zip(units, paths, strict=True))
     done: list[NDArray[np.float32]] = []  # of the first pending units
     n_done = 0
     with (
@@ -61,7 +62,7 @@ def make_embeddings(units: Sequence[Artifact], store: Store, encoder: ImageEncod
         ThreadPoolExecutor(1) as writer,
     ):
         writing: Future[None] | None = None
-        for batch in _batched(_prepared_images(units, store, encoder, workers), encoder.batch_size):
+        for batch in _batched(prepared_images(paths, encoder, workers), encoder.batch_size):
             with phase("embedding"):
                 done += batches.map(encoder.encode, batch)
             n_done += len(batch)
@@ -78,9 +79,16 @@ def make_embeddings(units: Sequence[Artifact], store: Store, encoder: ImageEncod
     encoder.batch_size = batches.size  # a size that did not fit is not tried again with the next units
 
 
-def _prepared_images(units: Sequence[Artifact], store: Store, encoder: ImageEncoder, workers: int) -> Iterator[Any]:
-    """All images of the units, in order, as the encoder takes them."""
-    encoded = (row["image"]["bytes"] for unit in units for row in read_rows(store.path(unit.spec["images"]), ["image"]))
+def encode_images(prepared: Iterable[Any], encoder: ImageEncoder) -> NDArray[np.float32]:
+    """Features float32 [N, d] of images that `encoder.prepare` gave, in batches."""
+    batches = Batches(encoder.batch_size, "images")
+    done = [part for batch in _batched(prepared, encoder.batch_size) for part in batches.map(encoder.encode, batch)]
+    return np.concatenate(done)
+
+
+def prepared_images(paths: Iterable[Path], encoder: ImageEncoder, workers: int) -> Iterator[Any]:
+    """All images of some shards, in order, as the encoder takes them."""
+    encoded = (row["image"]["bytes"] for path in paths for row in read_rows(path, ["image"]))
 
     def prepare(images: list[bytes]) -> list[Any]:
         return [encoder.prepare(decode_image(image)) for image in images]

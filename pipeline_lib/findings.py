@@ -90,6 +90,15 @@ def _statements(outcomes: Outcomes, ablation_dataset: str) -> Iterator[_Statemen
                 + outcomes.gain("ct_init", "ct_syn", datasets, [most])
             ),
         )
+    # Not a statement of the paper: the control that tells what more steps on the real shots alone would give.
+    for method in ("ct_syn", "ct_syn_b"):
+        control, name = (method, "ct_init_chosen"), METHODS[method]
+        if all((ablation_dataset, one) in outcomes.cells for one in control):
+            words = f"{name} minus CT w. init with steps chosen on validation"
+            statement = f"Control: {name} is better than more steps on real shots"
+            yield gain(statement, control, f"{words}, {over_all}", datasets, shots)
+            for n in (few, most) if few < most else ():
+                yield gain(f"{statement}, {shots_text(n)}", control, f"{words}, {over_datasets}", datasets, [n])
     for other in ("tip_adapter_f", "coop"):
         words = f"CT w. Syn minus {METHODS[other]}, {over_all}"
         yield gain(f"CT w. Syn is better than {METHODS[other]}", ("ct_syn", other), words, datasets, shots)

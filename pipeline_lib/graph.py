@@ -4,7 +4,7 @@
 studies; a *set* names the units that one job makes and is the file that Snakemake sees. All else is one file per job.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -26,10 +26,13 @@ VERSIONS = {
     "embeddings": 1,
     "heads": 1,
     "scores": 1,
-    "manifests": 1,
+    "manifests": 2,
     "classifiers": 1,
+    "few_shot": 1,
+    "batch_norm": 1,
     "predictions": 1,
     "metrics": 1,
+    "few_shot_metrics": 1,
     "tables": 1,
     "samples": 1,
 }
@@ -127,3 +130,14 @@ class Graph:
 def paths_of(artifacts: Iterable[Artifact]) -> list[str]:
     """Paths relative to the store."""
     return [artifact.path for artifact in artifacts]
+
+
+def sets_with(units: Sequence[Artifact], sets: Sequence[Artifact]) -> list[Artifact]:
+    """Those of `sets` that make one of `units`."""
+    wanted = set(paths_of(units))
+    return [one for one in sets if not wanted.isdisjoint(paths_of(one.members))]
+
+
+def blocks(items: Sequence[Artifact], size: int) -> Iterator[Sequence[Artifact]]:
+    """`items` in runs of `size`: what one job makes."""
+    return (items[first : first + size] for first in range(0, len(items), size))

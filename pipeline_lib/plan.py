@@ -9,7 +9,8 @@ from pipeline_lib.datasets.registry import Dataset, Split
 from pipeline_lib.datasets.units import real_units
 from pipeline_lib.digests import DigestCache, MissingModelError, encoder_digest, model_digest
 from pipeline_lib.errors import UserError
-from pipeline_lib.graph import Graph, once, paths_of
+from pipeline_lib.few_shot_plan import FewShotPlan
+from pipeline_lib.graph import Graph, blocks, once, paths_of, sets_with
 from pipeline_lib.methods import TABLE2_METHODS, Method
 from pipeline_lib.records import Strategy
 from pipeline_lib.store import Artifact, slug
@@ -25,22 +26,22 @@ class Plan(Graph):
     def __init__(self, config: Config):
         super().__init__(Path(config.store))
         self.config = config
-        self._digests = DigestCache(self.store.root / "digests.json")
+        self.digests = DigestCache(self.store.root / "digests.json")
         self.missing_models: list[str] = []
-        models, digests = config.models, self._digests
-        self._generator = self._identity(
-            model_digest, models.generator, models.generator_revision, "generator", digests
-        )
+        models, digests = config.models, self.digests
+        self.generator = self._identity(model_digest, models.generator, models.generator_revision, "generator", digests)
         self._sentences = self._identity(
             model_digest, models.sentences, models.sentences_revision, "sentences", digests
         )
         self._encoder_models = {encoder.name: encoder for encoder in models.encoders}
-        self._encoders = {
+        self.encoders = {
             name: self._identity(encoder_digest, encoder.model, encoder.pretrained, encoder.revision, name, digests)
             for name, encoder in self._encoder_models.items()
         }
         self.tables = {"table1": self._table1(), "table2": self._table2()}
-        self._digests.save()
+        self.few_shot = FewShotPlan(self)
+        self.tables |= self.few_shot.tables
+        self.digests.save()
 
     def _identity(self, digest: Callable[..., str], model: str, *arguments: Any) -> str:
         """A model's digest. One that is not here yet leaves a note: what a study costs can be asked before that."""
@@ -65,12 +66,12 @@ class Plan(Graph):
         )
         return self._table(
             "table1",
-            [self.cell(name, method, encoder) for encoder in self._encoders for name in self.config.datasets],
+            [self.cell(name, method, encoder) for encoder in self.encoders for name in self.config.datasets],
         )
 
     def _table2(self) -> Artifact:
         names = self.config.tables.table2_datasets
-        encoder = next(iter(self._encoders))
+        encoder = next(iter(self.encoders))
         return self._table("table2", [self.cell(name, method, encoder) for name in names for method in TABLE2_METHODS])
 
     def _table(self, name: str, cells: list[Artifact]) -> Artifact:
@@ -88,11 +89,15 @@ class Plan(Graph):
             inputs=[*paths_of(cells), *(cell.spec["predictions"] for cell in cells)],
         )
 
-    def samples(self, dataset: str, strategy: Strategy) -> Artifact:
-        """Contact sheet of one image set: some images of some classes, spread over all of them."""
-        prompts = self._class_prompts(self.dataset(dataset), strategy)
+    def samples(self, dataset: str, kind: str) -> Artifact:
+        """Contact sheet of one image set: some images of some classes, spread over all of them. `kind`: a strategy, or
+        `real_guidance`."""
+        if kind == "real_guidance":
+            return self.few_shot.samples(dataset)
+        strategy: Strategy = "basic" if kind == "basic" else "language_enhancement"
+        prompts = self.class_prompts(self.dataset(dataset), strategy)
         shown = prompts[:: -(-len(prompts) // SAMPLED_CLASSES)]
-        shards = [shard for unit in shown for shard in self._shards(unit, strategy) if shard.spec["start"] < SAMPLES]
+        shards = [shard for unit in shown for shard in self.shards(unit, strategy) if shard.spec["start"] < SAMPLES]
         spec = {"dataset": dataset, "strategy": strategy, "images": paths_of(shards), "per_class": SAMPLES}
         return self.job(
             "samples",
@@ -100,16 +105,14 @@ class Plan(Graph):
             spec,
             suffix=".png",
             inputs=paths_of(shards),
-            after=paths_of(self._sets_with(shards, self.images(dataset, strategy))),
+            after=paths_of(sets_with(shards, self.images(dataset, strategy))),
         )
 
-    def _sets_with(self, units: Sequence[Artifact], sets: Sequence[Artifact]) -> list[Artifact]:
-        wanted = set(paths_of(units))
-        return [one for one in sets if not wanted.isdisjoint(paths_of(one.members))]
-
-    def sample_sheets(self, table: str) -> Iterator[tuple[str, Strategy]]:
-        """The (data set, strategy) pairs whose images a table rests on."""
-        if table == "table1":
+    def sample_sheets(self, table: str) -> Iterator[tuple[str, str]]:
+        """The (data set, kind of images) pairs that a table rests on, as `samples` takes them."""
+        if table in self.few_shot.tables:
+            yield from self.few_shot.sample_sheets(table)
+        elif table == "table1":
             yield from ((name, self.config.prompts.strategy) for name in self.config.datasets)
         else:
             for name in self.config.tables.table2_datasets:
@@ -127,20 +130,20 @@ class Plan(Graph):
         units = {
             unit.path: unit
             for name in self.config.datasets
-            for unit in self._class_prompts(self.dataset(name), strategy)
+            for unit in self.class_prompts(self.dataset(name), strategy)
         }
         return [
             self.set("prompts", strategy, units_of_job)
-            for units_of_job in _blocks(list(units.values()), self.config.prompts.classes_per_job)
+            for units_of_job in blocks(list(units.values()), self.config.prompts.classes_per_job)
         ]
 
     @once
-    def _prompt_set_of(self, strategy: Strategy) -> dict[str, str]:
+    def prompt_set_of(self, strategy: Strategy) -> dict[str, str]:
         """Path of the set that holds each unit."""
         return {unit.path: prompts.path for prompts in self.prompts(strategy) for unit in prompts.members}
 
     @once
-    def _class_prompts(self, dataset: Dataset, strategy: Strategy) -> list[Artifact]:
+    def class_prompts(self, dataset: Dataset, strategy: Strategy) -> list[Artifact]:
         return [self._prompts_of(dataset, class_name, strategy) for class_name in dataset.class_names]
 
     def _prompts_of(self, dataset: Dataset, class_name: str, strategy: Strategy) -> Artifact:
@@ -166,29 +169,46 @@ class Plan(Graph):
     @once
     def images(self, dataset: str, strategy: Strategy) -> list[Artifact]:
         """The synthetic images: per job a set of shards, each a range of one class's image indices."""
-        set_of = self._prompt_set_of(strategy)
+        set_of = self.prompt_set_of(strategy)
         return [
             self.set(
                 "images",
                 f"{dataset}.{strategy}",
-                [shard for unit in prompts for shard in self._shards(unit, strategy)],
+                [shard for unit in prompts for shard in self.shards(unit, strategy)],
                 after=dict.fromkeys(set_of[unit.path] for unit in prompts),
             )
-            for prompts in _blocks(
-                self._class_prompts(self.dataset(dataset), strategy), self.config.images.classes_per_job
+            for prompts in blocks(
+                self.class_prompts(self.dataset(dataset), strategy), self.config.images.classes_per_job
             )
         ]
 
     @once
-    def _shards(self, prompts: Artifact, strategy: Strategy) -> list[Artifact]:
+    def shards(self, prompts: Artifact, strategy: Strategy) -> list[Artifact]:
+        """The shards of one class: units of `images`."""
+        return self.image_shards(prompts, strategy, self.config.images.per_class)
+
+    def image_shards(
+        self,
+        prompts: Artifact,
+        kind: str,
+        per_class: int,
+        real_guidance: dict[str, Any] | None = None,
+        references: Sequence[str] = (),
+    ) -> list[Artifact]:
+        """Shards of the images that one class's prompts ask for; `kind` is a word for people.
+
+        `real_guidance` says what the images start from, as `pipeline_lib.images` reads it from a spec; `references`
+        are the paths in it.
+        """
         images, models = self.config.images, self.config.models
         class_name = prompts.spec["class_name"]
         recipe = {
             "class_name": class_name,
             "prompts": prompts.path,
-            "generator": self._generator,
+            "generator": self.generator,
             "seed": self.config.seed,
             **images.model_dump(exclude={"per_class", "batch_size", "compile", "per_shard", "classes_per_job"}),
+            **({"real_guidance": real_guidance} if real_guidance else {}),
         }
         location = {
             "model": models.generator,
@@ -198,18 +218,19 @@ class Plan(Graph):
             "device": self.config.device,
         }
         # Shards of one recipe lie in one folder: a longer range takes over what shorter ones already hold.
-        whole = self.unit("images", f"{slug(class_name)}.{strategy}", recipe)
+        name = f"{slug(class_name)}.{kind}"
+        whole = self.unit("images", name, recipe)
         return [
             self.unit(
                 "images",
-                f"{slug(class_name)}.{strategy}/{whole.short_key}",
+                f"{name}/{whole.short_key}",
                 {**recipe, "start": start, "stop": stop},
                 location=location,
-                inputs=[prompts.path],
+                inputs=[prompts.path, *references],
                 file_name=f"{start:06d}-{stop:06d}",
             )
-            for start in range(0, images.per_class, images.per_shard)
-            for stop in [min(start + images.per_shard, images.per_class)]
+            for start in range(0, per_class, images.per_shard)
+            for stop in [min(start + images.per_shard, per_class)]
         ]
 
     # --- real images --------------------------------------------------------------------------------------------------
@@ -219,7 +240,7 @@ class Plan(Graph):
         """The real images of a split, as shards that one job makes."""
         units = [
             self.unit("real_images", f"{dataset}.{split}", unit.spec, location=unit.location)
-            for unit in real_units(self.dataset(dataset), split, self.config, self._digests)
+            for unit in real_units(self.dataset(dataset), split, self.config, self.digests)
         ]
         return self.set("real_images", f"{dataset}.{split}", units)
 
@@ -232,23 +253,23 @@ class Plan(Graph):
         set_of = {shard.path: images.path for images in sets for shard in images.members}
         shards = [shard for images in sets for shard in images.members]
         return [
-            self._features(f"{dataset}.{strategy}", block, encoder, [set_of[shard.path] for shard in block])
-            for block in _blocks(shards, self.config.embeddings.shards_per_job)
+            self.features(f"{dataset}.{strategy}", block, encoder, [set_of[shard.path] for shard in block])
+            for block in blocks(shards, self.config.embeddings.shards_per_job)
         ]
 
     @once
     def real_embeddings(self, dataset: str, split: Split, encoder: str) -> Artifact:
         """Features of the real images of a split."""
         images = self.real_images(dataset, split)
-        return self._features(f"{dataset}.{split}", images.members, encoder, [images.path])
+        return self.features(f"{dataset}.{split}", images.members, encoder, [images.path])
 
-    def _features(self, name: str, shards: Sequence[Artifact], encoder: str, after: Sequence[str]) -> Artifact:
+    def features(self, name: str, shards: Sequence[Artifact], encoder: str, after: Sequence[str]) -> Artifact:
         units = [
             self.unit(
                 "embeddings",
                 shard.path.removesuffix(".parquet"),
-                {"images": shard.path, "encoder": self._encoders[encoder], "dtype": self.config.embeddings.dtype},
-                location=self._encoder_location(encoder),
+                {"images": shard.path, "encoder": self.encoders[encoder], "dtype": self.config.embeddings.dtype},
+                location=self.encoder_location(encoder),
                 inputs=[shard.path],
             )
             for shard in shards
@@ -267,11 +288,11 @@ class Plan(Graph):
         spec = {
             "class_names": definition.class_names,
             "templates": definition.head_templates,
-            "encoder": self._encoders[encoder],
+            "encoder": self.encoders[encoder],
         }
-        return self.unit("heads", dataset, spec, suffix=".safetensors", location=self._encoder_location(encoder))
+        return self.unit("heads", dataset, spec, suffix=".safetensors", location=self.encoder_location(encoder))
 
-    def _encoder_location(self, encoder: str) -> dict[str, Any]:
+    def encoder_location(self, encoder: str) -> dict[str, Any]:
         return {
             **self._encoder_models[encoder].model_dump(exclude={"name"}),
             **self.config.embeddings.model_dump(include={"batch_size", "workers"}),
@@ -377,15 +398,11 @@ class Plan(Graph):
             "seeds": sorted(self.config.tuning.seeds),
             "split": self.config.evaluation.split,
             "bootstrap_resamples": self.config.evaluation.bootstrap_resamples,
-            "generator": self._generator,
+            "generator": self.generator,
             "encoder_name": encoder,
-            "encoder": self._encoders[encoder],
+            "encoder": self.encoders[encoder],
             "predictions": predictions.path,
             "manifest": classifier.spec["manifest"],
         }
         inputs = [predictions.path, spec["manifest"]]
         return self.job("metrics", f"{dataset}.{method.name}.{encoder}", spec, suffix=".json", inputs=inputs)
-
-
-def _blocks(items: Sequence[Artifact], size: int) -> Iterator[Sequence[Artifact]]:
-    return (items[first : first + size] for first in range(0, len(items), size))

@@ -12,7 +12,8 @@ from pipeline_lib.store import Artifact
 
 def not_here_yet(plan: Plan) -> list[str]:
     """What a plan needs and this machine lacks: a line for each model, one for the raw data of all data sets."""
-    absent = [name for name, _ in _absent_raw_data(plan, plan.stage("real_images"))]
+    jobs = [*plan.stage("real_images"), *plan.stage("shots")]
+    absent = dict.fromkeys(name for name, _ in _absent_raw_data(plan, jobs))
     lines = list(plan.missing_models)
     if absent:
         lines.append(f"raw data of {', '.join(absent)} (python -m pipeline_lib datasets says where to get it)")
@@ -28,8 +29,8 @@ def require_ready(plan: Plan, jobs: Collection[Artifact]) -> None:
 
 
 def _absent_raw_data(plan: Plan, jobs: Collection[Artifact]) -> list[tuple[str, str]]:
-    """Name and fault of each data set whose official download is needed and not there."""
-    absent = []
+    """Name and fault of each split whose official download is needed and not there."""
+    absent: dict[tuple[str, str], None] = {}
     for job in jobs:
         needed = [unit for unit in job.members if unit.spec.get("loader") and not plan.store.is_complete(unit)]
         if not needed:  # the shards of a split outlive its download
@@ -38,5 +39,5 @@ def _absent_raw_data(plan: Plan, jobs: Collection[Artifact]) -> list[tuple[str, 
         try:
             require_parts(spec["loader"], spec["split"], Path(location["root"]), location["download"])
         except UserError as error:
-            absent.append((spec["dataset"], str(error)))
-    return absent
+            absent[spec["dataset"], str(error)] = None
+    return list(absent)

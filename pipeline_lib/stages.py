@@ -1,16 +1,17 @@
 """The stages: each reads its inputs from the store, calls the module that does the work, and writes its artifact.
 
 Together they are the data flow: prompts -> images -> embeddings -> scores -> manifest -> classifier -> predictions ->
-metrics -> tables. What computes lives in the modules named after the nouns; torch is imported only where it computes.
+metrics -> tables; what only few-shot recognition adds is in `stages_few_shot`. What computes lives in the modules named
+after the nouns; torch is imported only where it computes.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,8 +19,10 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from pipeline_lib.devices import claimed
-from pipeline_lib.records import MANIFEST, SCORES, Cell, predictions_schema
+from pipeline_lib.predictions import predictions_table, write_predictions
+from pipeline_lib.records import MANIFEST, SCORES, Cell
 from pipeline_lib.sets import make_set, member_paths
+from pipeline_lib.stages_few_shot import FEW_SHOT_STAGES, few_shot_table, guided_sheet
 from pipeline_lib.store import Artifact, Store, atomic_path, write_json
 from pipeline_lib.timings import phase
 
@@ -28,7 +31,9 @@ if TYPE_CHECKING:
     from pipeline_lib.sentences import SentenceModel
 
 log = logging.getLogger(__name__)
-SHARDS_PER_ROUND = 4  # shards that a job claims at a time: data sets with classes in common share their drawing
+# Images in the shards that a job claims at a time, or a little more: several batches, and few enough for data sets with
+# classes in common to share their drawing.
+IMAGES_PER_ROUND = 800
 
 
 def prompts(artifact: Artifact, store: Store) -> None:
@@ -85,21 +90,24 @@ def images(artifact: Artifact, store: Store) -> None:
         model, revision, compile = location["model"], location["revision"], location["compile"]
         return load_generator(model, revision, spec, device=device(), compile=compile)
 
+    per_round = -(-IMAGES_PER_ROUND // (spec["stop"] - spec["start"]))
     # Claims a device even where all images turn out to be in other shards: that is known only of locked units.
-    make_set(artifact, store, lambda units: make_shards(units, store, load, batches), SHARDS_PER_ROUND, device)
+    make_set(artifact, store, lambda units: make_shards(units, store, load, batches), per_round, device)
 
 
 def real_images(artifact: Artifact, store: Store) -> None:
-    """The real images of a split, as shards."""
+    """The real images of a split, or those that were drawn from it, as shards."""
     from pipeline_lib.datasets.loaders import open_split
     from pipeline_lib.datasets.loaders.split import RealSplit
-    from pipeline_lib.datasets.preparation import prepare
+    from pipeline_lib.datasets.preparation import prepare, prepare_shots
+
+    write = prepare_shots if "shots" in artifact.members[0].spec else prepare
 
     @cache
     def split() -> RealSplit:
         return open_split(artifact.members[0].spec, artifact.members[0].location)
 
-    make_set(artifact, store, lambda units: prepare(split(), units, store))
+    make_set(artifact, store, lambda units: write(split(), units, store))
 
 
 def embeddings(artifact: Artifact, store: Store) -> None:
@@ -178,7 +186,8 @@ def scores(artifact: Artifact, store: Store) -> None:
 
 
 def manifests(artifact: Artifact, store: Store) -> None:
-    """Which images are kept, and why. Reads scores only: re-cutting encodes nothing."""
+    """Which images are kept, and why. Reads scores, and for real filtering features: re-cutting encodes nothing."""
+    from pipeline_lib.few_shot_data import real_filter_of
     from pipeline_lib.manifests import Reason, counts_per_class, resolve_threshold, select
 
     spec = artifact.spec
@@ -194,6 +203,8 @@ def manifests(artifact: Artifact, store: Store) -> None:
         cut["per_class"] if cut else None,
         cut["min_per_class"] if cut else 0,
         spec["seed"],
+        real_filter=real_filter_of(store, spec, class_index) if "real_filter" in spec else None,
+        min_left=spec["real_filter"]["min_per_class"] if "real_filter" in spec else 0,
     )
     names = pa.array([reason.name.lower() for reason in Reason])
     reasons = pa.DictionaryArray.from_arrays(pa.array(selection.reason), names)
@@ -241,27 +252,22 @@ def classifiers(artifact: Artifact, store: Store) -> None:
 
 
 def predictions(artifact: Artifact, store: Store) -> None:
-    """What the zero-shot and the tuned heads say of every real image."""
+    """What the zero-shot head and the fitted classifiers say of every real image."""
     from pipeline_lib.classifiers.head import load_head, load_heads
+    from pipeline_lib.classifiers.runs import load_runs
     from pipeline_lib.embeddings import read_embeddings
 
     spec = artifact.spec
-    zero_shot = load_head(store.path(spec["head"]), spec["class_names"])
-    tuned = load_heads(store.path(spec["classifier"]), spec["class_names"])
-    schema = predictions_schema(len(tuned))
+    names = spec["class_names"]
+    zero_shot = load_head(store.path(spec["head"]), names)
+    runs = load_runs(store.path(spec["few_shot"]), names) if "few_shot" in spec else []
+    fitted = [run.classifier for run in runs] or list(load_heads(store.path(spec["classifier"]), names).values())
     tables = []
     for shard in read_embeddings(store, member_paths(store, [spec["embeddings"]])):
-        by_seed = np.stack([head.logits(shard.features).argmax(axis=1) for head in tuned.values()], axis=1)
-        columns = [
-            shard.table["image_id"],
-            shard.table["source_id"],
-            pa.array(shard.class_index(spec["class_names"])),
-            pa.array(zero_shot.logits(shard.features).argmax(axis=1).astype(np.int32)),
-            pa.FixedSizeListArray.from_arrays(pa.array(by_seed.astype(np.int32).reshape(-1)), len(tuned)),
-        ]
-        tables.append(pa.table(columns, schema=schema))
-    with store.making(artifact) as path:
-        pq.write_table(pa.concat_tables(tables).combine_chunks(), path, compression="zstd")
+        by_run = np.stack([classifier.logits(shard.features).argmax(axis=1) for classifier in fitted], axis=1)
+        predicted = zero_shot.logits(shard.features).argmax(axis=1)
+        tables.append(predictions_table(shard.table, shard.class_index(names), predicted, by_run))
+    write_predictions(artifact, store, tables, [run.details for run in runs])
 
 
 def metrics(artifact: Artifact, store: Store) -> None:
@@ -282,6 +288,9 @@ def tables(artifact: Artifact, store: Store, out: Path) -> None:
     from pipeline_lib.tables import TABLES, as_csv, as_markdown, as_metrics
 
     spec = artifact.spec
+    if spec["table"] not in TABLES:
+        few_shot_table(artifact, store, out)
+        return
     cells = [Cell.model_validate_json(store.path(name).read_bytes()) for name in spec["cells"]]
     rows = TABLES[spec["table"]](cells, lambda name: pq.read_table(store.path(name)), spec["bootstrap_resamples"])
     with atomic_path(out.with_suffix(".md")) as path:
@@ -294,17 +303,25 @@ def tables(artifact: Artifact, store: Store, out: Path) -> None:
 def samples(artifact: Artifact, store: Store, out: Path) -> None:
     """A contact sheet, so that a person can look."""
     from pipeline_lib.figures import contact_sheet
+
+    spec = artifact.spec
+    sheet = guided_sheet(spec, store) if "shots" in spec else _sheet(spec, store)
+    with store.making(artifact, path=out) as path:
+        contact_sheet(sheet, f"{spec['dataset']}, {spec['strategy']}", path)
+
+
+def _sheet(spec: Mapping[str, Any], store: Store) -> dict[str, list[Image.Image]]:
+    """Per class the first images of its shards."""
     from pipeline_lib.shards import decode_image, read_rows
 
     sheet: dict[str, list[Image.Image]] = {}
-    for name in artifact.spec["images"]:
+    for name in spec["images"]:
         for row in read_rows(store.path(name), ["class_name", "image"]):
             column = sheet.setdefault(row["class_name"], [])
-            if len(column) == artifact.spec["per_class"]:
+            if len(column) == spec["per_class"]:
                 break
             column.append(decode_image(row["image"]["bytes"]))
-    with store.making(artifact, path=out) as path:
-        contact_sheet(sheet, f"{artifact.spec['dataset']}, {artifact.spec['strategy']}", path)
+    return sheet
 
 
 STAGES: dict[str, Callable[[Artifact, Store], None]] = {
@@ -320,6 +337,7 @@ STAGES: dict[str, Callable[[Artifact, Store], None]] = {
         classifiers,
         predictions,
         metrics,
+        *FEW_SHOT_STAGES,
     )
 }
 # Stages whose artifact lies where people look, not in the store.

@@ -279,7 +279,8 @@ class Store:
 
     def mark_outdated(self, artifact: Artifact) -> str:
         """Write a note, newer than any result, that a result must be made again; returns its path."""
-        path = self.root / "specs" / f"{artifact.short_key}.outdated"
+        # In a folder of its own: Snakemake lists a folder once, and would not see the second note in it.
+        path = self.root / ".outdated" / artifact.short_key / "note"
         path.parent.mkdir(parents=True, exist_ok=True)
         # The time makes the content new too: Snakemake takes a small file of known content for unchanged.
         path.write_text(f"{time.time_ns()}\n", encoding="utf-8")

@@ -18,12 +18,12 @@ Params = dict[str, Any]
 def test_amounts_are_those_of_the_configuration(params: Params):
     """3 classes x 4 images x 2 strategies in shards of 3 and 1; 6 real images; each encoded once per encoder."""
     found = amounts(planned(params))
-    assert found["images"] == Amount(artifacts=12, artifacts_there=0, rows=24, rows_there=0)
-    assert found["real_images"] == Amount(1, 0, 6, 0)
-    assert found["embeddings"] == Amount(13, 0, 30, 0)
+    assert found["images"] == Amount(artifacts=12, artifacts_there=0, rows=24, rows_there=0, effort_missing=24)
+    assert found["real_images"] == Amount(1, 0, 6, 0, 6)
+    assert found["embeddings"] == Amount(13, 0, 30, 0, 30)
     two = [*params["models"]["encoders"], {"name": "other", "model": "RN50", "pretrained": "openai"}]
     # Table 1 alone is of every encoder: language enhancement and the real images once more.
-    assert amounts(planned(changed(params, models__encoders=two)))["embeddings"] == Amount(20, 0, 48, 0)
+    assert amounts(planned(changed(params, models__encoders=two)))["embeddings"] == Amount(20, 0, 48, 0, 48)
 
 
 def test_what_is_there_costs_nothing(params: Params, tiny_models: dict[str, Any], tmp_path: Path):
@@ -34,13 +34,13 @@ def test_what_is_there_costs_nothing(params: Params, tiny_models: dict[str, Any]
     assert all(amount.rows_missing == 0 and amount.artifacts_there == amount.artifacts for amount in made)
     more = amounts(planned(changed(params, images__per_class=6)))
     # 6 classes and strategies in shards of 3 and 3: the second is new, the first is there.
-    assert more["images"] == Amount(12, 6, 36, 18)
+    assert more["images"] == Amount(12, 6, 36, 18, 18)
     assert amounts(planned(changed(params, seed=1)))["images"].rows_there == 0
 
 
 def test_estimate_at_the_papers_scale():
     """The arithmetic by hand: 8.7 million images at 1 a second are 2,417 hours; at 45 kB, 391.5 GB."""
-    found = {"images": Amount(1, 0, 8_700_000, 0), "embeddings": Amount(1, 0, 17_400_000, 0)}
+    found = {"images": Amount(1, 0, 8_700_000, 0, 8_700_000), "embeddings": Amount(1, 0, 17_400_000, 0, 17_400_000)}
     costs = Costs(images_per_second=1.0, encodes_per_second=1000.0, kilobytes_per_image=45, kilobytes_per_embedding=2)
     assert estimate(found, costs) == Estimate(
         n_drawn=8_700_000,

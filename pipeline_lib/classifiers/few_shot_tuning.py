@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import torch
 
 from pipeline_lib.classifiers.descent import Schedule, Term, cpu_threads, descend
@@ -82,6 +84,43 @@ def tune_few_shot(
             losses += descent.epoch_losses
     empty = empty_classes(initial, *(examples.labels for examples in used.values()))
     return TunedHead(head, seed, tuple(losses), steps, empty)
+
+
+def tune_with_chosen_epochs(
+    real: Examples,
+    validation: Examples,
+    initial: Head,
+    settings: FewShotSettings,
+    most_steps: int,
+    seed: int,
+    device: str | torch.device = "cpu",
+    threads: int = 1,
+) -> tuple[TunedHead, int]:
+    """Tune a head on real images for as many epochs as is best on validation images; returns it, and how many.
+
+    A few shots are a step or two an epoch, mix training makes many steps whatever the shots: what it gains may be the
+    steps, not the synthetic images. So this control may choose: the settings' epochs, and their doubles up to the
+    `most_steps` that mix training makes. The head with the most correct validation images wins; of several, the one
+    with the smallest mean cross-entropy on them, then the one with fewer epochs.
+
+    Raises ValueError without validation images, and as `tune_few_shot` does.
+    """
+    if not len(validation):
+        raise ValueError("there are no validation images to choose the number of epochs on")
+    per_epoch = math.ceil(len(real) / settings.real_batch_size)
+    epochs, candidates = settings.epochs, list[tuple[int, float, int, TunedHead]]()
+    while True:
+        schedule = replace(settings, epochs=epochs)
+        tuned = tune_few_shot(real, None, initial, "real", schedule, seed, device, threads)
+        logits = tuned.head.logits(validation.features).astype(np.float64)
+        wrong = int((logits.argmax(axis=1) != validation.labels).sum())
+        loss = (np.logaddexp.reduce(logits, axis=1) - logits[np.arange(len(logits)), validation.labels]).mean()
+        candidates.append((wrong, float(loss), epochs, tuned))
+        if epochs * per_epoch >= most_steps:
+            break
+        epochs = min(2 * epochs, math.ceil(most_steps / per_epoch))
+    _, _, epochs, tuned = min(candidates, key=lambda candidate: candidate[:3])
+    return tuned, epochs
 
 
 def _checked(examples: Examples | None, kind: _Kind, training: Training, initial: Head) -> Examples:

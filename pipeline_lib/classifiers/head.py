@@ -105,7 +105,7 @@ def save_head(path: str | os.PathLike[str], head: Head, metadata: Mapping[str, s
     The same head and metadata give the same bytes. Raises ValueError where a metadata key is reserved, and TypeError
     where a key or value is not a string.
     """
-    _write(path, {"weight": head.weight, "bias": head.bias}, head.class_names, metadata)
+    write_tensors(path, {"weight": head.weight, "bias": head.bias}, head.class_names, metadata)
 
 
 def save_heads(
@@ -121,7 +121,7 @@ def save_heads(
     tensors: dict[str, NDArray[np.float32]] = {}
     for seed, head in heads.items():
         tensors |= {f"{seed}.weight": head.weight, f"{seed}.bias": head.bias}
-    _write(path, tensors, names.pop(), metadata)
+    write_tensors(path, tensors, names.pop(), metadata)
 
 
 def load_head(path: str | os.PathLike[str], class_names: Sequence[str] | None = None) -> Head:
@@ -129,7 +129,7 @@ def load_head(path: str | os.PathLike[str], class_names: Sequence[str] | None = 
 
     Raises FileNotFoundError, or ValueError where the file is no head, its parts disagree, or its classes are others.
     """
-    tensors, text = _read(path)
+    tensors, text = read_tensors(path)
     if set(tensors) != {"weight", "bias"}:
         raise ValueError(f"{path}: tensors are {sorted(tensors)}; a head has exactly bias and weight")
     return _head(path, tensors["weight"], tensors["bias"], text, class_names)
@@ -137,7 +137,7 @@ def load_head(path: str | os.PathLike[str], class_names: Sequence[str] | None = 
 
 def load_heads(path: str | os.PathLike[str], class_names: Sequence[str] | None = None) -> dict[int, Head]:
     """Read the heads that `save_heads` wrote, by seed in ascending order. Raises as `load_head`."""
-    tensors, text = _read(path)
+    tensors, text = read_tensors(path)
     seeds = sorted({name.partition(".")[0] for name in tensors})
     wanted = {f"{seed}.{part}" for seed in seeds for part in ("weight", "bias")}
     if not seeds or set(tensors) != wanted or not all(seed.isdecimal() for seed in seeds):
@@ -148,7 +148,8 @@ def load_heads(path: str | os.PathLike[str], class_names: Sequence[str] | None =
     }
 
 
-def _read(path: str | os.PathLike[str]) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+    """Tensors and metadata of a safetensors file. Raises ValueError where it is none."""
     try:
         with safe_open(path, framework="np") as file:
             names = list(file.keys())
@@ -157,12 +158,13 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, NDArray[Any]], dict[s
         raise ValueError(f"{path}: not a readable safetensors file ({error}); make it again") from error
 
 
-def _write(
+def write_tensors(
     path: str | os.PathLike[str],
-    tensors: dict[str, NDArray[np.float32]],
+    tensors: dict[str, NDArray[Any]],
     class_names: Sequence[str],
     metadata: Mapping[str, str] | None,
 ) -> None:
+    """Write tensors with the class names and further metadata as safetensors; the same input gives the same bytes."""
     extra = dict(metadata or {})
     for key, value in extra.items():
         if not isinstance(key, str) or not isinstance(value, str):

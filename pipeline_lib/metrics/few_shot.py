@@ -7,10 +7,10 @@ the seed, a part of the image, and a part of the two together. The mean over s a
     var(seed) / n_seeds + var(image) / n + var(together) / (n_seeds n).
 
 It is estimated by what the means over images vary from seed to seed, divided by n_seeds, plus what the means over seeds
-vary from image to image, divided by n. The part of the two together is in both, counted twice, which makes the interval
-too wide rather than too narrow. Each half-width has its own quantile, Student's t of n_seeds - 1 and the normal one, and
-the two are added in quadrature. In simulated studies the 95% interval covers 93% to 99%. What it does not cover: another
-draw of the synthetic images' noise, or another generator.
+vary from image to image, divided by n. The part of the two together is in both, counted twice, which makes the
+interval too wide rather than too narrow. Each half-width has its own quantile, Student's t of n_seeds - 1 and the
+normal one, and the two are added in quadrature. In simulated studies the 95% interval covers 93% to 99%. What it does
+not cover: another draw of the synthetic images' noise, or another generator.
 """
 
 from __future__ import annotations

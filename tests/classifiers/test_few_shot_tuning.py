@@ -9,7 +9,7 @@ import torch
 
 from pipeline_lib.classifiers import descent, tuning
 from pipeline_lib.classifiers.examples import Examples
-from pipeline_lib.classifiers.few_shot_tuning import FewShotSettings, tune_few_shot
+from pipeline_lib.classifiers.few_shot_tuning import FewShotSettings, tune_few_shot, tune_with_chosen_epochs
 from pipeline_lib.classifiers.head import Head
 from pipeline_lib.classifiers.tuning import TuningSettings, tune
 
@@ -334,3 +334,33 @@ def test_bad_input_is_named(change, message):
     arguments = {"real": real, "synthetic": synthetic, "initial": head, "training": "mix", "seed": 0}
     with pytest.raises(ValueError, match=message):
         tune_few_shot(**{**arguments, **change}, settings=FewShotSettings(epochs=1))
+
+
+def test_the_number_of_epochs_is_the_best_of_doubles_up_to_the_most_steps():
+    """Against a search by hand: each candidate tuned on its own, judged on the validation images alone."""
+    rng = np.random.default_rng(7)
+    centres = rng.normal(size=(3, 8))
+
+    def examples(per_class: int, noise: float) -> Examples:
+        labels = np.repeat(np.arange(3), per_class)
+        features = centres[labels] + noise * rng.normal(size=(len(labels), 8))
+        return Examples((features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float32), labels)
+
+    real, validation = examples(3, 0.8), examples(20, 1.5)
+    initial = Head(rng.normal(size=(3, 8)).astype(np.float32), np.zeros(3, np.float32), ("a", "b", "c"))
+    settings = FewShotSettings(epochs=4, learning_rate=0.05, real_batch_size=4)  # 3 steps an epoch
+    tuned, epochs = tune_with_chosen_epochs(real, validation, initial, settings, 70, seed=3)
+    judged = {}
+    for candidate in (4, 8, 16, 24):  # 24 epochs are the first with 70 steps
+        head = tune_few_shot(real, None, initial, "real", dataclasses.replace(settings, epochs=candidate), seed=3).head
+        logits = torch.tensor(head.logits(validation.features), dtype=torch.float64)
+        labels = torch.tensor(validation.labels)
+        wrong, loss = int((logits.argmax(1) != labels).sum()), float(torch.nn.functional.cross_entropy(logits, labels))
+        judged[candidate] = (wrong, loss, head)
+    best = min(judged, key=lambda candidate: judged[candidate][:2])
+    assert len({wrong for wrong, _, _ in judged.values()}) > 1  # else nothing was chosen
+    assert epochs == best
+    assert np.array_equal(tuned.head.weight, judged[best][2].weight)
+    with pytest.raises(ValueError, match="no validation images"):
+        nothing = Examples(np.empty((0, 8), np.float32), np.empty(0, np.int64))
+        tune_with_chosen_epochs(real, nothing, initial, settings, 70, seed=3)

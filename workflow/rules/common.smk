@@ -42,12 +42,28 @@ wildcard_constraints:
     key="[0-9a-f]{16}",
     name=r"[a-z0-9_]+(\.[a-z0-9_]+)*",
     sheet="|".join(map(re.escape, SAMPLE_JOBS)),
-    table="|".join(PLAN.tables),
+    table="table[12567]|findings",
+    figure="figure1",
 
 
 def inputs(wildcards):
     """Paths of the artifacts that the job with this key reads."""
     return ancient(PLAN.inputs(wildcards.key))
+
+
+def table_job(name):
+    """The artifact of a table or figure. One that this configuration has no data for is an error."""
+    if name not in PLAN.tables:
+        raise WorkflowError(
+            f"few_shot.datasets: {PLAN.config.few_shot.datasets} names none of datasets ({PLAN.config.datasets}), so "
+            f"there is no {name}; name those that have real training images"
+        )
+    return PLAN.tables[name]
+
+
+def sheets(name):
+    """The contact sheets of the images that a table or figure rests on."""
+    return [f"{RESULTS}/samples/{dataset}.{kind}.png" for dataset, kind in PLAN.sample_sheets(name)]
 
 
 def result_inputs(artifact, result):
@@ -94,7 +110,7 @@ onsuccess:
     print(timings.summary(PLAN.store.root / "timings.jsonl", since=STARTED), file=sys.stderr)
     print(
         f"Tables:   {RESULTS}/*.csv, and *.md to read\n"
-        f"Pictures: {RESULTS}/samples/*.png\n"
+        f"Pictures: {RESULTS}/*.png, {RESULTS}/samples/*.png\n"
         f"Images:   {STORE}/images/*/*/*.parquet (python -m pipeline_lib show PATH says how each was made)",
         file=sys.stderr,
     )

@@ -31,4 +31,4 @@ rule real_images:
 
 rule all_images:
     input:
-        PLAN.paths(PLAN.stage("images")),
+        PLAN.paths(PLAN.stage("images") + PLAN.stage("real_images")),

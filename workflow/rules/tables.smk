@@ -1,13 +1,11 @@
-# Tables, gathered from their cells, and contact sheets. A table comes with the pictures that it rests on.
+# Tables and figures, gathered from their cells, and contact sheets. A table comes with the pictures that it rests on.
 
 
 rule tables:
     input:
-        lambda wildcards: result_inputs(PLAN.tables[wildcards.table], f"{RESULTS}/{wildcards.table}.csv"),
+        lambda wildcards: result_inputs(table_job(wildcards.table), f"{RESULTS}/{wildcards.table}.csv"),
         # Not ancient: a job of which all inputs are is not looked at when something before it runs.
-        sheets=lambda wildcards: [
-            f"{RESULTS}/samples/{name}.{strategy}.png" for name, strategy in PLAN.sample_sheets(wildcards.table)
-        ],
+        sheets=lambda wildcards: sheets(wildcards.table),
     output:
         csv=f"{RESULTS}/{{table}}.csv",
         markdown=f"{RESULTS}/{{table}}.md",
@@ -15,7 +13,25 @@ rule tables:
     log:
         "logs/tables/{table}.log",
     params:
-        key=lambda wildcards: PLAN.tables[wildcards.table].short_key,
+        key=lambda wildcards: table_job(wildcards.table).short_key,
+    shell:
+        "{RUN} tables --spec {STORE:q}/specs/{params.key}.json --out {output.csv:q} --store {STORE:q} --log {log}"
+
+
+rule figures:
+    input:
+        lambda wildcards: result_inputs(table_job(wildcards.figure), f"{RESULTS}/{wildcards.figure}.csv"),
+        sheets=lambda wildcards: sheets(wildcards.figure),
+    output:
+        csv=f"{RESULTS}/{{figure}}.csv",
+        markdown=f"{RESULTS}/{{figure}}.md",
+        metrics=f"{RESULTS}/{{figure}}.json",
+        png=f"{RESULTS}/{{figure}}.png",
+        svg=f"{RESULTS}/{{figure}}.svg",
+    log:
+        "logs/tables/{figure}.log",
+    params:
+        key=lambda wildcards: table_job(wildcards.figure).short_key,
     shell:
         "{RUN} tables --spec {STORE:q}/specs/{params.key}.json --out {output.csv:q} --store {STORE:q} --log {log}"
 

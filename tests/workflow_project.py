@@ -1,0 +1,97 @@
+"""A small project in a folder of its own, run as a user runs it: `snakemake` and `python -m pipeline_lib`."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from small_project import REPOSITORY
+
+from pipeline_lib.records import Record
+from pipeline_lib.store import RECORD_SUFFIX, read_record
+
+STORE = "my store"  # a name that the shell would split
+
+
+@dataclass
+class Project:
+    """A working folder with a params.yaml."""
+
+    folder: Path
+    params: dict[str, Any]
+    first_results: dict[str, bytes] = field(default_factory=dict)
+
+    @property
+    def store(self) -> Path:
+        return self.folder / STORE
+
+    def snakemake(self, *arguments: str, params: dict[str, Any] | None = None) -> subprocess.CompletedProcess[str]:
+        """Run Snakemake in the folder, from elsewhere, with `params` as params.yaml."""
+        content = yaml.safe_dump(params or self.params, allow_unicode=True)
+        (self.folder / "params.yaml").write_text(content, encoding="utf-8")
+        command = ["-m", "snakemake", "-s", str(REPOSITORY / "Snakefile"), "--directory", str(self.folder)]
+        return self._python(*command, "--cores", "2", *arguments)
+
+    def run(self, *targets: str, params: dict[str, Any] | None = None) -> "Run":
+        """A run that must end well; what it did, by stage."""
+        before = self.timings()
+        done = self.snakemake(*targets, params=params)
+        assert done.returncode == 0, done.stderr[-5000:]
+        return Run(Counter(line["stage"] for line in self.timings()[len(before) :]), done.stderr)
+
+    def pipeline_lib(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return self._python("-m", "pipeline_lib", *arguments)
+
+    def timings(self) -> list[dict[str, Any]]:
+        path = self.store / "timings.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def records(self) -> dict[str, Record]:
+        """All records of the store by the artifact's path in it."""
+        found = {}
+        for path in self.store.rglob(f"*{RECORD_SUFFIX}"):
+            record = read_record(path.with_name(path.name.removesuffix(RECORD_SUFFIX)))
+            assert record is not None
+            found[record.path] = record
+        return found
+
+    def results(self) -> dict[str, bytes]:
+        folder = self.folder / "results"
+        return {
+            path.relative_to(folder).as_posix(): path.read_bytes()
+            for path in folder.rglob("*")
+            if path.is_file() and ".records" not in path.parts
+        }
+
+    def files(self) -> dict[str, int]:
+        """Modification time of everything that a run may write, Snakemake's and the logs' own bookkeeping aside."""
+        return {
+            path.relative_to(self.folder).as_posix(): path.stat().st_mtime_ns
+            for path in self.folder.rglob("*")
+            if path.is_file() and not {".snakemake", "logs"}.intersection(path.parts) and path.name != "params.yaml"
+        }
+
+    def _python(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        return subprocess.run(
+            [sys.executable, *arguments],
+            cwd=self.folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=900,
+        )
+
+
+@dataclass(frozen=True)
+class Run:
+    """Jobs by stage, and what was printed."""
+
+    jobs: Counter[str]
+    printed: str
