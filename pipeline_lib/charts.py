@@ -165,8 +165,8 @@ def _how_to_read(average: Sequence[Row], split: str) -> str:
     if _has_control(average):
         over = [f"{_gain(row, 'over_chosen')} at {shots_text(row['shots'])}" for row in _at_the_ends(average)]
         lines.append(
-            f"{METHODS['ct_init_chosen']}: on the real shots alone, for as long as is best on validation; "
-            f"synthetic images add {', '.join(over)} to it."
+            f"{METHODS['ct_init_chosen']}: on these alone, as long as is best on validation. "
+            f"{METHODS['ct_syn']} over it: {', '.join(over)}."
         )
     return "\n".join(lines)
 

@@ -12,12 +12,13 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_the_readmes_table_is_the_committed_table() -> None:
-    """The table in the README is, line for line, the one in results/table1.md."""
+@pytest.mark.parametrize("table", ["table1", "findings"])
+def test_the_readmes_tables_are_the_committed_ones(table: str) -> None:
+    """A table in the README is, line for line, the one in results/*.md."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    shown = re.search(r"<!-- table1:.*?-->\n(.*?)<!-- /table1 -->", readme, re.DOTALL)
+    shown = re.search(rf"<!-- {table}:.*?-->\n(.*?)<!-- /{table} -->", readme, re.DOTALL)
     assert shown is not None
-    made = [line for line in (ROOT / "results/table1.md").read_text(encoding="utf-8").splitlines() if line[:1] == "|"]
+    made = [line for line in (ROOT / f"results/{table}.md").read_text(encoding="utf-8").splitlines() if line[:1] == "|"]
     assert len(made) > 3
     assert [line for line in shown[1].splitlines() if line[:1] == "|"] == made
 

@@ -62,6 +62,8 @@ def load_runs(path: str | os.PathLike[str], class_names: Sequence[str]) -> list[
     tensors, text = read_tensors(path)
     if json.loads(text.get("class_names", "null")) != list(class_names):
         raise ValueError(f"{path}: its classes are not the {len(class_names)} that are asked for; fit it again")
+    if "runs" not in text:
+        raise ValueError(f"{path}: the file holds no runs; fit it again")
     runs = []
     for entry in json.loads(text["runs"]):
         prefix = f"{entry['shots']}.{entry['seed']}"
