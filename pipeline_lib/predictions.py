@@ -21,12 +21,17 @@ def predictions_table(
     """Predictions of one shard. images: a table with the columns image_id and source_id; labels and zero_shot: integers
     [N]; by_run: integers [N, n_runs]."""
     n_runs = by_run.shape[1]
+    flat = pa.array(by_run.astype(np.int32).reshape(-1))
+    if n_runs:
+        tuned = pa.FixedSizeListArray.from_arrays(flat, n_runs)
+    else:
+        tuned = pa.ListArray.from_arrays(np.zeros(len(by_run) + 1, np.int32), flat)
     columns = [
         images["image_id"],
         images["source_id"],
         pa.array(labels.astype(np.int32)),
         pa.array(zero_shot.astype(np.int32)),
-        pa.FixedSizeListArray.from_arrays(pa.array(by_run.astype(np.int32).reshape(-1)), n_runs),
+        tuned,
     ]
     return pa.table(columns, schema=predictions_schema(n_runs))
 
@@ -52,6 +57,6 @@ def by_run(table: pa.Table) -> NDArray[np.int64]:
     """Predicted classes, int64 [n_runs, N]."""
     column = table["tuned"].combine_chunks()
     predicted: NDArray[np.int64] = (
-        column.flatten().to_numpy().reshape(len(table), column.type.list_size).T.astype(np.int64)
+        column.flatten().to_numpy().reshape(len(table), getattr(column.type, "list_size", 0)).T.astype(np.int64)
     )
     return predicted

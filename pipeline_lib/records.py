@@ -103,15 +103,17 @@ MANIFEST = pa.schema(
 )
 
 
-def predictions_schema(n_seeds: int) -> pa.Schema:
-    """Predicted classes of one test split: by the zero-shot head and by each seed's tuned head."""
+def predictions_schema(n_runs: int) -> pa.Schema:
+    """Predicted classes of one test split: by the zero-shot head and by each run's classifier (of which there may be
+    none)."""
     return pa.schema(
         [
             pa.field("image_id", pa.string(), nullable=False),
             pa.field("source_id", pa.int64(), nullable=False),
             pa.field("label", pa.int32(), nullable=False),
             pa.field("zero_shot", pa.int32(), nullable=False),
-            pa.field("tuned", pa.list_(pa.int32(), n_seeds), nullable=False),
+            # Arrow has no fixed-size lists of size 0.
+            pa.field("tuned", pa.list_(pa.int32(), n_runs) if n_runs else pa.list_(pa.int32()), nullable=False),
         ]
     )
 

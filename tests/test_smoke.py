@@ -87,3 +87,17 @@ def test_other_generators(folder: Path, generator: str):
     assert drawn(folder)[new] == {(32, 32)}
     record = json.loads((folder / "results/smoke/.records/table1.csv.record.json").read_text())
     assert record["spec"]["study"] == "smoke"
+
+
+def test_few_shot_with_an_encoder_without_batch_norm(folder: Path):
+    """Shots of an official layout, real guidance, CoOp on another text tower; what cannot be had says why."""
+    models = {"encoders": [{"name": "vit", "model": "local-dir:data/smoke/models/clip_vit"}]}
+    targets = [f"results/smoke/{name}.csv" for name in ("figure1", "table6", "findings")]
+    run(folder, "--config", f"models={json.dumps(models)}", "--", *targets)
+    figure, table6, findings = (list(csv.DictReader((folder / target).open())) for target in targets)
+    assert {row["dataset"] for row in figure} == {"smoke_cars", "average"}
+    assert all(row["top1"] for row in figure)
+    without = [row for row in table6 if row["batch_norm"] == "trained"]
+    assert [(row["top1"], row["note"]) for row in without] == [("", "the encoder has no batch norm")] * 2
+    assert all(row["top1"] for row in table6 if row["batch_norm"] == "frozen")
+    assert [row["verdict"] for row in findings[-2:]] == ["not computed: the encoder has no batch norm"] * 2
