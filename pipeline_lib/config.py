@@ -84,6 +84,13 @@ class Config(Section):
                     raise ValueError(f"{key}: unknown data set {name!r}; known are {', '.join(sorted(registry))}")
             if len(set(names)) != len(names):
                 raise ValueError(f"{key}: {names} names a data set twice")
+        is_asked_for = any(name in self.datasets for name in few_shot.datasets)
+        if is_asked_for and few_shot.images_per_class > self.images.per_class:
+            raise ValueError(
+                f"few_shot.images_per_class: {few_shot.images_per_class} is more than images.per_class "
+                f"({self.images.per_class}), of which the basic strategy and real filtering choose; lower the one or "
+                f"raise the other"
+            )
         missing = [name for name in self.tables.table2_datasets if name not in self.datasets]
         if missing:
             raise ValueError(

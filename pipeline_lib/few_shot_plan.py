@@ -20,6 +20,7 @@ from pipeline_lib.methods import (
     FewShotMethod,
     Method,
 )
+from pipeline_lib.records import Strategy
 from pipeline_lib.store import Artifact
 
 if TYPE_CHECKING:
@@ -56,16 +57,19 @@ class FewShotPlan:
 
     def _figure1(self) -> Artifact:
         cells = [self.cells(name, method) for name in self.datasets for method in FIGURE1_METHODS]
-        embeddings = [
-            path
+        learned_from = [
+            made
             for name in self.datasets
-            for path in (
-                *paths_of(self.shot_embeddings(name)),
-                *paths_of(self.guided_embeddings(name)),
-                self.plan.real_embeddings(name, self.plan.config.evaluation.split, self.encoder).path,
+            for made in (
+                *self.shot_embeddings(name),
+                *self.guided_embeddings(name),
+                *self.plan.embeddings(name, self._strategy, self.encoder),
             )
         ]
-        return self._table("figure1", cells, {"embeddings": embeddings})
+        split = self.plan.config.evaluation.split
+        tested = [self.plan.real_embeddings(name, split, self.encoder) for name in self.datasets]
+        more = {"embeddings": paths_of(learned_from), "embeddings_tested": paths_of(tested)}
+        return self._table("figure1", cells, more)
 
     def _table5_cells(self) -> list[Artifact]:
         return [self.cells(self.ablation_dataset, method) for method in TABLE5_METHODS]
@@ -95,14 +99,19 @@ class FewShotPlan:
         unique = {cell.path: cell for cell in cells}
         spec = {"study": self.plan.config.study, "table": name, "cells": list(unique), **(more or {})}
         inputs = dict.fromkeys(
-            [*unique, *(cell.spec["predictions"] for cell in unique.values()), *spec.get("embeddings", [])]
+            [
+                *unique,
+                *(cell.spec["predictions"] for cell in unique.values()),
+                *spec.get("embeddings", []),
+                *spec.get("embeddings_tested", []),
+            ]
         )
         return self.plan.job("tables", name, spec, suffix=".csv", inputs=inputs)
 
     def sample_sheets(self, table: str) -> Iterator[tuple[str, str]]:
         """The (data set, kind of images) pairs that a table rests on."""
         names = self.datasets if table in ("figure1", "findings") else [self.ablation_dataset]
-        yield from ((name, "real_guidance") for name in names)
+        yield from ((name, kind) for name in names for kind in (self._strategy, "real_guidance"))
 
     def samples(self, dataset: str) -> Artifact:
         """Contact sheet of guided images: of some classes the first shot, and what was drawn from it."""
@@ -173,7 +182,7 @@ class FewShotPlan:
     # --- synthetic images ---------------------------------------------------------------------------------------------
 
     @property
-    def _strategy(self) -> Any:
+    def _strategy(self) -> Strategy:
         return self.plan.config.prompts.strategy
 
     @once
@@ -338,8 +347,13 @@ class FewShotPlan:
             per_epoch = -(-self.config.images_per_class * n_classes // tuning.synthetic_batch_size)
             return {"fit": "tuning_chosen", "settings": settings, "most_steps": tuning.epochs * per_epoch}
         if method.fit == "tuning":
-            settings = self.config.tuning.model_dump()
-            if self.config.tuning.synthetic_loss == "sce":
+            # Only what acts: a setting of mix training does not refit what is tuned on real shots alone.
+            tuning, mix = self.config.tuning, method.training == "mix"
+            names = {"epochs", "weight_decay", "real_batch_size", "mix_learning_rate" if mix else "learning_rate"}
+            if method.source is not None:
+                names.add("synthetic_batch_size")
+            settings = tuning.model_dump(include=names)
+            if method.source is not None and tuning.synthetic_loss == "sce":
                 settings |= self.plan.config.tuning.model_dump(include={"soft_target_weight", "temperature"})
             return {"fit": "tuning", "training": method.training, "settings": settings}
         if method.fit == "coop":

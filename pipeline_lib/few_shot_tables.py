@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from pipeline_lib.metrics.few_shot import Contrast, contrast
 from pipeline_lib.metrics.outcomes import Outcomes, Read
@@ -63,6 +64,25 @@ _METRIC_NAMES = {
     "table6": ("train_data", "batch_norm"),
     "table7": ("training", "shots"),
 }
+
+
+@dataclass(frozen=True)
+class Encodes:
+    """Images that went through the encoder for Figure 1, to learn from and to be tested on; and how many it would have
+    been if every run had encoded its own."""
+
+    made_training: int
+    made_test: int
+    independent_training: int
+    independent_test: int
+
+    def __str__(self) -> str:
+        made, independent = self.made_training + self.made_test, self.independent_training + self.independent_test
+        ratio = f" ({independent / made:.1f} times as many)" if made else ""
+        return (
+            f"Encodes made: {made:,}, {self.made_training:,} of them to learn from; independent runs would make "
+            f"{independent:,}{ratio}, {self.independent_training:,} of them to learn from"
+        )
 
 
 def figure1(cells: Sequence[FewShotCells], read: Read) -> list[Row]:
@@ -226,11 +246,11 @@ def as_markdown(
     rows: Sequence[Row],
     study: str,
     cells: Sequence[FewShotCells],
-    encodes: tuple[int, int] | None = None,
+    encodes: Encodes | None = None,
 ) -> str:
     """The table for people, with what must be known to read it. Figure 1's has a column for each number of shots.
 
-    encodes: images that were encoded, and how many it would have been if every run had encoded its own; printed below.
+    encodes: printed below.
     """
     columns = COLUMNS[table]
     lines = [[formatted(row[column]) for column in columns] for row in rows]
@@ -239,9 +259,7 @@ def as_markdown(
     if any(row.get("paper_top1") is not None for row in rows):
         text += ["`paper_top1` is what the paper prints, of GLIDE and CLIP RN50.", ""]
     if encodes is not None:
-        made, independent = encodes
-        ratio = f" ({independent / made:.1f} times as many)" if made else ""
-        text += [f"Encodes made: {made:,}; independent runs would make {independent:,}{ratio}.", ""]
+        text += [f"{encodes}.", ""]
     return "\n".join(text)
 
 
@@ -264,7 +282,8 @@ _READING = {
     "steps chosen is our control: CT w. init with the number of steps that is best on validation images. In "
     "the average each data set counts once, and images that several data sets share are one draw (`n_test` counts "
     "them once). The CSV has the intervals of all numbers.",
-    "table5": "All rows are mix training. `difference` is to B.",
+    "table5": "All rows are mix training. `difference` is to B. B and RF choose from the images that passed the CLIP "
+    "filter; RG's images are all that were drawn, as in the paper: so RG differs from B in the filter, too.",
     "table6": "`difference` is frozen minus trained, on the same training data.",
     "table7": "All rows use real guidance. `difference` is to mix training with the same shots.",
     "findings": "`estimate` is in percentage points. A statement holds where its interval lies above 0, does not hold "

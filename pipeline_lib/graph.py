@@ -29,10 +29,10 @@ VERSIONS = {
     "manifests": 2,
     "classifiers": 1,
     "few_shot": 1,
-    "batch_norm": 1,
+    "batch_norm": 2,
     "predictions": 1,
     "metrics": 1,
-    "few_shot_metrics": 1,
+    "few_shot_metrics": 2,
     "tables": 1,
     "samples": 1,
 }

@@ -236,7 +236,8 @@ class FewShotCells(_Record):
     seeds: list[int]
     zero_shot: float
     cells: list[FewShotCell]
-    n_encodes: int  # images that this method's runs would encode if each encoded its own once
+    n_encodes_training: int  # images that this method's runs would encode if each encoded its own once: to learn from
+    n_encodes_test: int  # and to be tested on
     generator: str
     encoder_name: str
     encoder: str

@@ -89,7 +89,7 @@ class FewShot(Section):
     validation_per_class: Positive
     """Further real images per class for what must be chosen, at most as many as there are shots (as in CoOp)."""
     images_per_class: Positive
-    """Synthetic images per class, of each kind; raising it generates only the difference."""
+    """Synthetic images per class: guided ones are drawn, B and RF choose as many of those of `images` at the most."""
     real_guidance: RealGuidance
     """Real guidance."""
     real_filter: RealFilter

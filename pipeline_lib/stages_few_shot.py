@@ -20,7 +20,8 @@ from PIL import Image
 
 from pipeline_lib.devices import claimed
 from pipeline_lib.few_shot_data import batch_norm_data
-from pipeline_lib.predictions import by_run, predictions_table, read_runs, write_predictions
+from pipeline_lib.predictions import by_run as predictions_by_run
+from pipeline_lib.predictions import predictions_table, read_runs, write_predictions
 from pipeline_lib.progress import Progress
 from pipeline_lib.records import FewShotCell, FewShotCells
 from pipeline_lib.sets import make_set
@@ -80,9 +81,7 @@ Fit = Callable[..., tuple[Any, Mapping[str, Any]]]
 def _tuning(artifact: Artifact, head: Any) -> Fit:
     from pipeline_lib.classifiers.few_shot_tuning import FewShotSettings, tune_few_shot
 
-    values = dict(artifact.spec["settings"])
-    values.pop("synthetic_loss")
-    settings, training = FewShotSettings(**values), artifact.spec["training"]
+    settings, training = FewShotSettings(**artifact.spec["settings"]), artifact.spec["training"]
     device = claimed(artifact.location["device"])
 
     def fit(run: Mapping[str, Any], real: Any, _: Any, synthetic: Any) -> tuple[Any, dict[str, Any]]:
@@ -192,7 +191,7 @@ def batch_norm(artifact: Artifact, store: Store) -> None:
         ).argmax(axis=1)
         return found
 
-    zero_shot = predicted(head)
+    zero_shot = predicted(head)  # of the untouched encoder
     by_run, details = [], []
     for run in spec["runs"] if encoder.has_batch_norm else []:
         images, classes, soft_targets = batch_norm_data(store, spec, run, encoder, head, workers)
@@ -200,7 +199,7 @@ def batch_norm(artifact: Artifact, store: Store) -> None:
             tuned = tune_with_batch_norm(images, classes, head, settings, run["seed"], encoder, soft_targets)
             by_run.append(predicted(tuned.head))
         n = len(images)
-        details.append({"n_images": n, "steps": tuned.steps, "n_encodes": n * settings.epochs + len(labels)})
+        details.append({"n_images": n, "steps": tuned.steps, "encodes_made": n * settings.epochs + len(labels)})
         log.info("%s: seed %d, %d steps", artifact.folder, run["seed"], tuned.steps)
     if not by_run:
         log.warning("%s: the encoder has no batch norm", artifact.folder)
@@ -216,20 +215,21 @@ def few_shot_metrics(artifact: Artifact, store: Store) -> None:
     labels = table["label"].to_numpy()
     n_seeds = len(spec["seeds"])
     cells = []
-    for number, n_shots in enumerate(spec["shots"] if len(predicted := by_run(table)) else []):
+    for number, n_shots in enumerate(spec["shots"] if len(predicted := predictions_by_run(table)) else []):
         columns = slice(number * n_seeds, (number + 1) * n_seeds)
         correct = predicted[columns] == labels
         per_seed = [100.0 * float(one.mean()) for one in correct]
         cells.append(
             FewShotCell(shots=n_shots, top1=float(np.mean(per_seed)), top1_per_seed=per_seed, runs=details[columns])
         )
-    encoded = ("n_real", "n_validation", "n_synthetic")
+    learned_from = ("n_real", "n_validation", "n_synthetic")
     result = FewShotCells(
         **{name: spec[name] for name in FewShotCells.model_fields if name in spec},
         n_test=len(labels),
         zero_shot=100.0 * float((table["zero_shot"].to_numpy() == labels).mean()),
         cells=cells,
-        n_encodes=sum(len(labels) + sum(run.get(name, 0) for name in encoded) for run in details),
+        n_encodes_training=sum(run.get(name, 0) for run in details for name in learned_from),
+        n_encodes_test=len(labels) * len(details),
     )
     with store.making(artifact) as path:
         path.write_text(result.model_dump_json(indent=1) + "\n", encoding="utf-8")
@@ -239,7 +239,6 @@ def few_shot_table(artifact: Artifact, store: Store, out: Path) -> None:
     """Figure 1 or a table of the few-shot study, gathered from its cells."""
     from pipeline_lib import charts, few_shot_tables
     from pipeline_lib.findings import findings
-    from pipeline_lib.sets import read_receipt
 
     spec = artifact.spec
     name = spec["table"]
@@ -252,15 +251,15 @@ def few_shot_table(artifact: Artifact, store: Store, out: Path) -> None:
     if name == "findings":
         rows = findings(cells, read, spec["ablation_dataset"])
     else:
-        rows = getattr(few_shot_tables, name)(cells, read)
+        rows = few_shot_tables.TABLES[name](cells, read)
     if name == "figure1":
-        members = {
-            member.path: member.n_rows or 0
-            for made in spec["embeddings"]
-            for member in read_receipt(store.path(made)).members
-        }
-        encodes = sum(members.values()), sum(one.n_encodes for one in cells)
-        log.info("%d images were encoded; independent runs would encode %d", *encodes)
+        encodes = few_shot_tables.Encodes(
+            made_training=_n_images(store, spec["embeddings"]),
+            made_test=_n_images(store, spec["embeddings_tested"]),
+            independent_training=sum(one.n_encodes_training for one in cells),
+            independent_test=sum(one.n_encodes_test for one in cells),
+        )
+        log.info("%s", encodes)
         with atomic_path(out.with_suffix(".png")) as png, atomic_path(out.with_suffix(".svg")) as svg:
             charts.figure1(rows, png, svg, study=spec["study"], split=cells[0].split)
     with atomic_path(out.with_suffix(".md")) as path:
@@ -270,6 +269,14 @@ def few_shot_table(artifact: Artifact, store: Store, out: Path) -> None:
     write_json(out.with_suffix(".json"), few_shot_tables.as_metrics(name, rows))
     with store.making(artifact, path=out) as path:
         path.write_text(few_shot_tables.as_csv(name, rows), encoding="utf-8")
+
+
+def _n_images(store: Store, sets: Sequence[str]) -> int:
+    """Images in some sets of embeddings, each counted once."""
+    from pipeline_lib.sets import read_receipt
+
+    members = {member.path: member.n_rows or 0 for made in sets for member in read_receipt(store.path(made)).members}
+    return sum(members.values())
 
 
 def guided_sheet(spec: Mapping[str, Any], store: Store) -> dict[str, list[Image.Image]]:

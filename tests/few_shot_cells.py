@@ -78,7 +78,8 @@ class FakeStudy:
                 )
                 for shots, of_shots in correct.items()
             ],
-            n_encodes=n,
+            n_encodes_training=n,
+            n_encodes_test=2 * n,
             predictions=path,
             **self.common,
         )

@@ -86,6 +86,7 @@ def test_the_basic_strategy_draws_no_image_of_its_own(few: Params):
     jobs = {job.path: job for job in plan.jobs.values()}
     drawn = [member.path for member in plan.few_shot.shots("shapes").members]
     assert [jobs[path].spec["real_filter"]["shots"] for path in manifests] == drawn
+    assert {jobs[path].spec["real_filter"]["n_shots"] for path in manifests} == {max(SHOTS)}
 
 
 FITTED = {"few_shot", "predictions", "few_shot_metrics"}
@@ -98,6 +99,21 @@ CHANGES: dict[str, tuple[dict[str, Any], set[str]]] = {
     "batch size": ({"images__batch_size": 2}, set()),
     "embedding batch size": ({"embeddings__batch_size": 2}, set()),
 }
+
+
+def test_settings_of_mix_training_leave_what_has_none_of_it(few: Params):
+    def path(params: Params, method: str) -> str:
+        return planned(params).few_shot.classifiers("shapes", method).path
+
+    for key in ("mix_learning_rate", "synthetic_batch_size"):
+        more = changed(few, **{f"few_shot__tuning__{key}": 1 if key.endswith("size") else 0.01})
+        assert path(few, CT_INIT.name) == path(more, CT_INIT.name)
+        assert path(few, CT_SYN.name) != path(more, CT_SYN.name)
+
+
+def test_b_cannot_have_more_images_than_there_are(few: Params):
+    with pytest.raises(UserError, match=r"few_shot\.images_per_class: 5 is more than images\.per_class \(4\)"):
+        load_config(changed(few, few_shot__images_per_class=5))
 
 
 @pytest.mark.parametrize("name", CHANGES)

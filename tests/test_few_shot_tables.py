@@ -10,6 +10,7 @@ from few_shot_cells import FakeStudy
 from pipeline_lib.few_shot_tables import (
     COLUMNS,
     TABLES,
+    Encodes,
     as_csv,
     as_markdown,
     as_metrics,
@@ -112,7 +113,7 @@ def test_data_sets_that_differ_in_methods_or_shots_are_refused():
 def test_figure_1_for_people_has_a_column_for_each_number_of_shots():
     study = figure_study()
     rows = figure1(study.cells, study.read)
-    lines = as_markdown("figure1", rows, "small", study.cells, encodes=(1_500, 12_000)).splitlines()
+    lines = as_markdown("figure1", rows, "small", study.cells, encodes=Encodes(500, 1_000, 3_000, 9_000)).splitlines()
     assert "| dataset | n_test | method | 0 shots | 1 shot | 4 shots |" in lines
     assert "| a | 100 | Zero-shot CLIP | 20.00 |  |  |" in lines
     assert "| b | 100 | CT w. Syn |  | 51.00 | 54.00 |" in lines
@@ -120,7 +121,8 @@ def test_figure_1_for_people_has_a_column_for_each_number_of_shots():
     gain = f"+10.00 [{syn['gain_low']:.2f}, {syn['gain_high']:.2f}] |"
     assert any(line.startswith("| average | 100 | *CT w. Syn over CT w. init* |  | +10") for line in lines)
     assert any(line.endswith(gain) for line in lines)
-    assert "Encodes made: 1,500; independent runs would make 12,000 (8.0 times as many)." in lines
+    made = "Encodes made: 1,500, 500 of them to learn from; "
+    assert f"{made}independent runs would make 12,000 (8.0 times as many), 3,000 of them to learn from." in lines
     assert any("Study `small`, encoder `clip`" in line and "test images, mean of 3 seeds" in line for line in lines)
     assert "Encodes" not in as_markdown("figure1", rows, "small", study.cells)
 
