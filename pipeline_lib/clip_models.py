@@ -50,7 +50,10 @@ def load_clip(model: str, pretrained: str | None, revision: str | None) -> tuple
             f"use a safetensors file of the same weights"
         ) from error
     except Exception as error:  # open_clip, torch, transformers, timm and safetensors have a class for every fault
-        raise UserError(f"{named} cannot be loaded: {_reason(error)}") from error
+        raise UserError(
+            f"{named} cannot be loaded: {_reason(error)}. Name another model, or get this one "
+            f"again: its files are damaged or missing"
+        ) from error
     damaged = [name for name, tensor in loaded.state_dict().items() if not torch.isfinite(tensor).all()]
     if damaged:
         raise UserError(
@@ -58,7 +61,35 @@ def load_clip(model: str, pretrained: str | None, revision: str | None) -> tuple
             f"again"
         )
     transform = image_transform_v2(PreprocessCfg(**loaded.visual.preprocess_cfg), is_train=False)
-    return loaded.eval(), transform, tokenizer
+    return loaded.eval(), transform, _Tokenizer(tokenizer)
+
+
+class _Tokenizer:
+    """open_clip's tokenizer, which cuts what is longer than the text tower's context; this one refuses to.
+
+    (OpenAI's `clip.tokenize` refuses it as well.) Where the caller gives the context length, it has seen to that.
+    """
+
+    def __init__(self, tokenizer: Any):
+        self._tokenizer = tokenizer
+
+    def __call__(self, texts: list[str], context_length: int | None = None) -> Any:
+        if context_length is not None:
+            return self._tokenizer(texts, context_length=context_length)
+        tokens = self._tokenizer(texts)
+        length = tokens.shape[1]
+        # With room for one token more, a text that was not cut stays as it is, and padding follows.
+        empty, *longer = self._tokenizer(["", *texts], context_length=length + 1)
+        for text, found, wide in zip(texts, tokens, longer, strict=True):
+            if wide[-1] != empty[-1] or not torch.equal(wide[:-1], found):
+                raise UserError(
+                    f"{KEY}: the text encoder reads {length} tokens, and the prompt {text[:100]!r}... has more: its "
+                    f"end would be cut; shorten the class name or the templates of the data set"
+                )
+        return tokens
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
 
 
 def _load(model: str, pretrained: str | None, revision: str | None) -> tuple[Any, Any]:

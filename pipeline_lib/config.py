@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from pipeline_lib.datasets.registry import Dataset, builtin_datasets, read_datasets
+from pipeline_lib.digests import is_file, is_folder
 from pipeline_lib.errors import UserError
 from pipeline_lib.sections import (
     ClipFilter,
@@ -16,12 +16,15 @@ from pipeline_lib.sections import (
     FolderName,
     Images,
     Models,
+    PathText,
     Prompts,
     Section,
+    Seed,
     Tables,
     Tuning,
 )
 from pipeline_lib.sections_few_shot import FewShot
+from pipeline_lib.yaml_files import misread, read_yaml, shortened
 
 
 class Config(Section):
@@ -29,13 +32,13 @@ class Config(Section):
 
     study: str
     """Name of the study; printed in the tables' notes."""
-    seed: Annotated[int, Field(ge=0)]
+    seed: Seed
     """Run seed of prompts and images."""
     store: FolderName
     """Folder of the content-addressed artifacts; its name holds no { } * ? [ ]."""
     results: FolderName
     """Folder of tables and pictures; its name holds no { } * ? [ ]."""
-    data: str
+    data: PathText
     """Folder of source data: DATA/<data set> holds what its download unpacks to."""
     device: Literal["auto", "cpu", "cuda"]
     """Where models run; auto: on a GPU where there is one; cuda: without a GPU nothing that needs one starts."""
@@ -65,6 +68,13 @@ class Config(Section):
     """Few-shot recognition."""
     costs: Costs
     """Rates for the estimate of time and disk."""
+
+    @field_validator("store", "results", "data")
+    @classmethod
+    def _no_file(cls, folder: str) -> str:
+        if is_file(folder):
+            raise ValueError(f"{folder!r} is a file; name a folder, which need not be there yet")
+        return folder
 
     @model_validator(mode="after")
     def _known_datasets(self) -> "Config":
@@ -104,8 +114,9 @@ class Config(Section):
                     f"{' and '.join(registry[name].splits)}; choose settings on a data set of other images, or write "
                     f"test"
                 )
-        if self.fashion_mnist is not None and not Path(self.fashion_mnist).is_dir():
-            raise ValueError(f"fashion_mnist: the folder {self.fashion_mnist!r} does not exist; name one or write null")
+        if self.fashion_mnist is not None and not is_folder(self.fashion_mnist):
+            folder = shortened(self.fashion_mnist)
+            raise ValueError(f"fashion_mnist: the folder {folder} does not exist; name one or write null")
         return self
 
     def dataset(self, name: str) -> Dataset:
@@ -130,19 +141,10 @@ def load_config(values: Any, *, source: str = "params.yaml") -> Config:
 def read_config(path: Path, *overlays: Path) -> Config:
     """Read and validate a YAML file, with overlays merged into it as Snakemake's --configfile does: mappings are
     merged key by key, all else is replaced."""
-    values = _read_yaml(path)
+    values = read_yaml(path)
     for overlay in overlays:
-        values = _merge(values, _read_yaml(overlay))
+        values = _merge(values, read_yaml(overlay))
     return load_config(values, source=" + ".join(str(name) for name in (path, *overlays)))
-
-
-def _read_yaml(path: Path) -> Any:
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; run in the project's folder, or name the file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not YAML: {error}") from None
 
 
 def _merge(base: Any, over: Any) -> Any:
@@ -159,31 +161,21 @@ def _describe(fault: Any, values: dict[str, Any]) -> str:
     if fault["type"] == "extra_forbidden":
         allowed = _allowed_keys(location[:-1])
         return f"{key}: unknown key; allowed here: {', '.join(allowed)}"
+    if fault["type"] == "invalid_key":
+        return f"{key}: {fault['input']!r} is no key: keys are text, and YAML reads this one otherwise"
     if fault["type"] == "missing":
         return f"{key}: missing; {_help(location)}"
     if fault["type"] == "value_error":
         message = str(fault["ctx"]["error"])
         return message if key == "(top level)" else f"{key}: {message}"
-    hint = ""
     value = fault["input"]
-    if isinstance(value, str) and _looks_like_number(value):
-        number = float(value)
-        written = repr(int(number)) if number.is_integer() else repr(number)
-        hint = f" (YAML reads {value} as text: write it as {written})"
+    hint = misread(value, fault["type"])
     message = fault["msg"][:1].lower() + fault["msg"][1:]
-    return f"{key}: {value!r} is not allowed: {message}{hint}. {_help(location)}"
+    return f"{key}: {shortened(value)} is not allowed: {message}{hint}. {_help(location)}"
 
 
 def _is_key(part: str) -> bool:
     return part.isidentifier() and part not in ("constrained-int", "float", "int", "str")
-
-
-def _looks_like_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _section(location: list[Any]) -> type[BaseModel] | None:

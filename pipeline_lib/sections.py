@@ -2,14 +2,20 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from pipeline_lib.digests import check_path
 from pipeline_lib.records import Loss, Strategy
 
-Positive = Annotated[int, Field(ge=1)]
+# Upper bounds keep a slip of the keyboard from filling memory before anything is drawn; no study comes near them.
+Positive = Annotated[int, Field(ge=1, le=1_000_000)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch and an Arrow int64 column hold
 Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]  # a branch or tag moves, a commit does not
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
-FolderName = Annotated[str, Field(pattern=r"^[^{}*?\[\]\n]+$")]  # Snakemake reads those as wildcards
+PathText = Annotated[str, AfterValidator(check_path)]
+# Snakemake reads those as wildcards.
+FolderName = Annotated[str, Field(pattern=r"^[^{}*?\[\]\n]+$"), AfterValidator(check_path)]
+Pixels = Annotated[int, Field(ge=8, le=8192, multiple_of=8)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -27,9 +33,9 @@ class EncoderModel(Section):
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9_]{1,40}$")]
     """What the tables call it: lower-case letters, digits and underscores."""
-    model: str
+    model: PathText
     """`local-dir:FOLDER`, `hf-hub:OWNER/NAME` with `revision`, or an architecture name with `pretrained`."""
-    pretrained: str | None = None
+    pretrained: PathText | None = None
     """open_clip pretrained tag, for example `openai`, or a checkpoint file."""
     revision: Commit | None = None
     """Commit (40 hexadecimal digits) of the hub repository."""
@@ -38,13 +44,13 @@ class EncoderModel(Section):
 class Models(Section):
     """The pretrained models, each a hub id or a local folder."""
 
-    generator: str
+    generator: PathText
     """Text-to-image model: one that diffusers' AutoPipeline loads, or GLIDE as `convert-glide` writes it."""
     generator_revision: Commit | None = None
     """Commit (40 hexadecimal digits) of the hub repository; required for a hub id, so that the run can be repeated."""
     encoders: Annotated[list[EncoderModel], Field(min_length=1)]
     """CLIP models; Table 1 has a block of rows for each, Table 2 is of the first."""
-    sentences: str
+    sentences: PathText
     """Word-to-sentence model (T5-style) that transformers loads."""
     sentences_revision: Commit | None = None
     """Commit (40 hexadecimal digits) of the hub repository of the word-to-sentence model."""
@@ -71,7 +77,7 @@ class LanguageEnhancement(Section):
     """How often `asked` sentences are asked for, at the most, until `kept` unique ones are there."""
     top_p: Annotated[float, Field(gt=0, le=1)]
     """Nucleus sampling: the probability mass sampled from; 1: all of it."""
-    top_k: Annotated[int, Field(ge=0)]
+    top_k: Annotated[int, Field(ge=0, le=1_000_000)]
     """Only the k most probable next tokens are sampled from; 0: all of them."""
     temperature: Annotated[float, Field(gt=0)]
     """Softmax temperature of sampling."""
@@ -111,13 +117,13 @@ class Images(Section):
     """Sampling steps."""
     guidance_scale: Annotated[float, Field(ge=1)]
     """Classifier-free guidance scale s (paper, Equation 8); 1 turns guidance off."""
-    negative_prompt: str = ""
+    negative_prompt: Annotated[str, Field(max_length=1000)] = ""
     """Guidance leads away from this prompt; empty: from no prompt, as in the paper."""
     scheduler: str | None = None
     """Name of a diffusers scheduler class that the model allows; null: the model's own."""
-    height: Annotated[int, Field(ge=8, multiple_of=8)] | None = None
+    height: Pixels | None = None
     """Height in pixels; null: the model's own."""
-    width: Annotated[int, Field(ge=8, multiple_of=8)] | None = None
+    width: Pixels | None = None
     """Width in pixels; null: the model's own."""
     format: Literal["png", "jpeg", "webp"]
     """Encoding of the stored images."""
@@ -138,7 +144,7 @@ class Embeddings(Section):
     """Images encoded together; halved, and the run goes on, when memory runs out."""
     dtype: Dtype
     """Precision of the image encoder; auto: float16 on a GPU, float32 on a CPU. Text is always encoded in float32."""
-    workers: Annotated[int, Field(ge=0)]
+    workers: Annotated[int, Field(ge=0, le=1024)]
     """Threads that decode images while the encoder works; 0: none, one after the other."""
     shards_per_job: Positive
     """Shards of synthetic images that one job encodes: the model is loaded once per job."""
@@ -172,7 +178,7 @@ class Tuning(Section):
     """AdamW's decoupled weight decay."""
     batch_size: Positive
     """Images per step."""
-    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    seeds: Annotated[list[Seed], Field(min_length=1)]
     """One classifier is tuned per seed; tables give the mean."""
     loss: Loss
     """Loss of Table 1: ce, or sce (soft-target cross-entropy, paper A.5). Table 2 compares both."""
@@ -194,7 +200,7 @@ class Evaluation(Section):
 
     split: Literal["test", "validation"]
     """`validation` is for choosing settings, `test` for the result; nothing is ever chosen on test."""
-    bootstrap_resamples: Annotated[int, Field(ge=100)]
+    bootstrap_resamples: Annotated[int, Field(ge=100, le=1_000_000)]
     """Resamples of the test images behind each 95% interval."""
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field, field_validator, model_validator
 
 from pipeline_lib.records import Loss
-from pipeline_lib.sections import Positive, Section
+from pipeline_lib.sections import Positive, Section, Seed
 
 Rate = Annotated[float, Field(gt=0, le=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -84,7 +84,7 @@ class FewShot(Section):
     """Data set of Tables 5, 6 and 7; null, or where it is not in the study: the first of `datasets` that is."""
     shots: Annotated[list[Positive], Field(min_length=1)]
     """Real training images per class, ascending; fewer shots are a part of more."""
-    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2)]
+    seeds: Annotated[list[Seed], Field(min_length=2)]
     """Each seed draws other shots."""
     validation_per_class: Positive
     """Further real images per class for what must be chosen, at most as many as there are shots (as in CoOp)."""

@@ -1,5 +1,6 @@
 """The word-to-sentence model of language enhancement: T5-style, sampled for many classes together."""
 
+import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,12 +42,22 @@ class SentenceModel:
             loaded, report = AutoModelForSeq2SeqLM.from_pretrained(
                 folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
             )
+        except pickle.UnpicklingError as error:
+            raise UserError(
+                f"{KEY}: {model!r} is a pickle that holds more than weights: loading it could run code, so it was not "
+                f"read; use a safetensors file of the same weights"
+            ) from error
         except Exception as error:  # transformers, torch and safetensors have a class for every fault
             raise UserError(f"{KEY}: {model!r} cannot be loaded: {str(error) or type(error).__name__}") from error
         if missing := sorted(report["missing_keys"]):  # filled with random numbers
             raise UserError(
                 f"{KEY}: {model!r} cannot be loaded: {len(missing)} weights are not in its files, the first is "
                 f"{missing[0]}; its config.json is of another model, or the download broke off: get it again"
+            )
+        if damaged := [name for name, weight in loaded.state_dict().items() if not torch.isfinite(weight).all()]:
+            raise UserError(
+                f"{KEY}: {model!r}: {len(damaged)} weights are not finite, the first is {damaged[0]}; the file is "
+                f"damaged: get it again"
             )
         self._model = loaded.to(self.device).eval()
 

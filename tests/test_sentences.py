@@ -195,6 +195,18 @@ def test_missing_weights_are_not_made_up(tiny_models: dict[str, Any], tmp_path: 
         SentenceModel(str(folder), None, 8, "cpu")
 
 
+def test_weights_that_are_not_finite_are_refused(tiny_models: dict[str, Any], tmp_path: Path):
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_models["sentences"], folder)
+    state = load_file(folder / "model.safetensors")
+    state["shared.weight"][0, 0] = float("nan")
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"weights are not finite, the first is shared\.weight"):
+        SentenceModel(str(folder), None, 8, "cpu")
+
+
 def test_weights_of_another_size_are_a_user_error(tiny_models: dict[str, Any], tmp_path: Path):
     """Configuration and weights must be of one model."""
     folder = tmp_path / "model"
@@ -223,7 +235,7 @@ def test_a_pickle_of_weights_is_read_without_running_code(tiny_models: dict[str,
             return Path.touch, (tmp_path / "it ran",)
 
     torch.save({"weights": Payload()}, folder / "pytorch_model.bin")
-    with pytest.raises(UserError, match=r"models\.sentences"):
+    with pytest.raises(UserError, match=r"models\.sentences.*could run code, so it was not read; use a safetensors file"):
         SentenceModel(str(folder), None, 64, "cpu")
     assert not (tmp_path / "it ran").exists()
 

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline_lib.digests import files_below
+from pipeline_lib.digests import files_below, is_file, is_folder
+from pipeline_lib.yaml_files import shortened
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 PARQUET_SUFFIXES = frozenset({".parquet"})
@@ -29,15 +30,15 @@ def parquet_files(pattern: str, where: str, key: str = "parquet") -> list[Path]:
     """The Parquet files that a path, a pattern or a folder names, sorted. Raises ValueError where there are none,
     naming the `key` below `where` that the pattern is the value of."""
     path = Path(pattern)
-    if path.is_dir():
+    if is_folder(pattern):
         files = files_below(path, PARQUET_SUFFIXES)
     elif has_magic(pattern):
         files = sorted(Path(name) for name in glob(pattern, recursive=True))  # noqa: PTH207 -- the pattern may be absolute
     else:
-        files = [path] if path.is_file() else []
+        files = [path] if is_file(pattern) else []
     if not files:
         raise ValueError(
-            f"{where}.{key}: {pattern!r} names no file that is there; name a Parquet file, a pattern such as "
+            f"{where}.{key}: {shortened(pattern)} names no file that is there; name a Parquet file, a pattern such as "
             f"birds/*.parquet, or a folder of Parquet files"
         )
     return files
@@ -57,27 +58,35 @@ def parquet_labels(files: Sequence[Path], column: str, where: str) -> Labels:
 
     Raises ValueError for files that cannot be read and for a column that is missing or neither text nor whole numbers.
     """
-    schema = parquet_schema(files[0], where)
-    if column not in schema.names:
-        raise ValueError(
-            f"{where}.label_column: {files[0]} has no column {column!r}; it has {', '.join(map(repr, schema.names))}"
-        )
-    if names := class_label_names(schema, column):
+    schemas = [parquet_schema(file, where) for file in files]
+    for file, schema in zip(files, schemas, strict=True):
+        if column not in schema.names:
+            raise ValueError(
+                f"{where}.label_column: {file} has no column {column!r}; it has "
+                f"{', '.join(map(repr, schema.names)) or 'none'}"
+            )
+    if names := class_label_names(schemas[0], column):
         return Labels(tuple(names), are_numbers=False)
-    kind = schema.field(column).type
-    if not (pa.types.is_integer(kind) or is_text(kind)):
-        raise ValueError(
-            f"{where}.label_column: {column!r} of {files[0]} holds {kind}; text or whole numbers are needed"
-        )
     values: set[str | int] = set()
-    for file in files:
+    are_numbers = pa.types.is_integer(schemas[0].field(column).type)
+    for file, schema in zip(files, schemas, strict=True):
+        kind = schema.field(column).type
+        if not (pa.types.is_integer(kind) or is_text(kind)):
+            raise ValueError(
+                f"{where}.label_column: {column!r} of {file} holds {kind}; text or whole numbers are needed"
+            )
+        if pa.types.is_integer(kind) != are_numbers:
+            raise ValueError(
+                f"{where}.label_column: {column!r} holds {schemas[0].field(column).type} in {files[0]} and {kind} in "
+                f"{file}; write the same in all files"
+            )
         try:
             values.update(pc.unique(pq.read_table(file, columns=[column])[column]).to_pylist())
         except (pa.ArrowException, OSError, KeyError) as error:
             raise ValueError(f"{where}.parquet: {file} cannot be read: {error}") from None
     if None in values:
         raise ValueError(f"{where}.label_column: {column!r} has rows without a label; fill them in or remove them")
-    return Labels(tuple(map(str, sorted(values))), are_numbers=pa.types.is_integer(kind))  # type: ignore[type-var]
+    return Labels(tuple(map(str, sorted(values))), are_numbers)  # type: ignore[type-var]
 
 
 def parquet_schema(file: Path, where: str) -> pa.Schema:
@@ -98,13 +107,17 @@ def parquet_rows(file: Path, where: str, key: str = "parquet") -> int:
 
 def class_label_names(schema: pa.Schema, column: str) -> list[str] | None:
     """Names of a column's classes from the metadata that Hugging Face `datasets` writes, if it has them."""
-    metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    feature = metadata.get("info", {}).get("features", {}).get(column, {})
-    return feature.get("names") if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" else None
+    try:
+        feature = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][column]
+        names = feature["names"] if feature["_type"] == "ClassLabel" else None
+    except (KeyError, TypeError, ValueError):  # no such metadata, or others under the same name
+        return None
+    is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return names if is_list else None
 
 
 def is_text(kind: pa.DataType) -> bool:
     """Whether a column of this type holds text, plain or by dictionary."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))

@@ -1,7 +1,9 @@
 """Real images into one canonical form: shards that hold the images' own bytes.
 
 A real image is never altered: a JPEG, PNG or WebP file goes into the shard as it is (decoding ImageNet and storing it
-losslessly would take ten times the room), all else as PNG. Each image is decoded once, to prove that it is whole.
+losslessly would take ten times the room), all else as PNG. An EXIF orientation is kept with the bytes; width and height
+are those of the image as it is shown, and as `shards.decode_image` gives it. Each image is decoded once, to prove that
+it is whole.
 """
 
 import io
@@ -16,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from pipeline_lib.datasets.fingerprints import raw_fingerprint
 from pipeline_lib.datasets.loaders.split import Raw, RealSplit, class_name_of, image_id
@@ -25,12 +27,14 @@ from pipeline_lib.digests import DigestCache
 from pipeline_lib.errors import UserError
 from pipeline_lib.progress import Progress
 from pipeline_lib.records import IMAGES_PER_ROW_GROUP
-from pipeline_lib.shards import encode_image, image_row, write_shard
+from pipeline_lib.shards import FORMATS, encode_image, image_row, upright, write_shard
 from pipeline_lib.store import Artifact, Store
 
 # Pillow's names of what is kept as it is. MPO is a JPEG that a camera appended a preview to.
 _KEPT = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png", "WEBP": "webp"}
 _DEEP_MODES = ("I", "F")  # beginnings of Pillow's modes of more than 8 bits: converting them to RGB clips
+# An encoder enlarges the short side to some 300 pixels before it crops: of a longer strip that would be gigabytes.
+_MOST_ELONGATED = 3000
 _MAX_THREADS = 8
 
 
@@ -51,21 +55,28 @@ class _DamagedShardError(Exception):
 def encode(raw: Raw) -> EncodedImage:
     """An image's own bytes where they are a still JPEG, PNG or WebP; else the same pixels as PNG.
 
-    Raises ValueError or OSError for bytes that are no whole image, and for more than 8 bits per channel.
+    Raises ValueError for more than 8 bits per channel and for a strip that no encoder can use, and whatever Pillow
+    raises for bytes that are no whole image.
     """
     if isinstance(raw, np.ndarray):
         height, width = raw.shape[:2]
         return EncodedImage(encode_image(raw, "png"), "png", width, height)
-    with Image.open(io.BytesIO(raw)) as image:
+    with Image.open(io.BytesIO(raw), formats=FORMATS) as image:
         if image.mode.startswith(_DEEP_MODES):
             raise ValueError(f"mode {image.mode} has more than 8 bits per channel; convert it to 8 bits")
         kept = _KEPT.get(image.format or "")
         is_still = image.format == "MPO" or getattr(image, "n_frames", 1) == 1
         image.load()
+        if max(image.size) > _MOST_ELONGATED * min(image.size):
+            raise ValueError(
+                f"{image.width} x {image.height} pixels: the sides differ by more than a factor of {_MOST_ELONGATED}; "
+                f"crop it"
+            )
+        shown = upright(image)
         if kept is not None and is_still:
-            return EncodedImage(raw, kept, image.width, image.height)
-        pixels = np.asarray(image.convert("RGB"))
-        return EncodedImage(encode_image(pixels, "png"), "png", image.width, image.height)
+            return EncodedImage(raw, kept, *shown.size)
+        pixels = np.asarray(shown.convert("RGB"))
+        return EncodedImage(encode_image(pixels, "png"), "png", *shown.size)
 
 
 def prepare(split: RealSplit, units: Sequence[Artifact], store: Store) -> None:
@@ -155,5 +166,7 @@ def _try_encode(split: RealSplit, position: int) -> EncodedImage | str:
     """An image, or what is wrong with it."""
     try:
         return encode(split.read(position))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except UnidentifiedImageError:  # its message names a buffer
+        return f"{split.paths[position]} (none of {', '.join(FORMATS)})"
+    except Exception as error:  # Pillow's decoders have a class for every fault
         return f"{split.paths[position]} ({error})"

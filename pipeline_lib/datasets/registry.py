@@ -13,17 +13,23 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipeline_lib.datasets.layouts import LAYOUTS
 from pipeline_lib.datasets.own_data import parquet_files, parquet_labels, sub_folders
+from pipeline_lib.digests import check_path, is_folder
 from pipeline_lib.errors import UserError
+from pipeline_lib.yaml_files import misread, shortened
 
 Rendering = Literal["objects", "fine_grained", "low_resolution", "sketch", "rendition", "scene"]
 Split = Literal["test", "train", "validation"]
 Kind = Literal["fashion_mnist", "loader", "folder", "parquet", "huggingface"]
 # Loaders whose labels are codes (WordNet ids, numbers), which resemble no name.
 CODED = frozenset({"flowers", "imagenet", "imagenet_r", "imagenet_sketch"})
+# Text encoders cut what is longer (CLIP: 77 tokens, some 300 letters), and two classes may become one.
+MAX_CLASS_NAME = 200
+MAX_TEMPLATE = 300
+_UNSEEN = frozenset({"Cc", "Zl", "Zp"})  # control characters and line breaks
 KINDS: tuple[Kind, ...] = ("fashion_mnist", "loader", "folder", "parquet", "huggingface")
 
 
@@ -50,14 +56,16 @@ class HuggingFace(BaseModel):
 
     @property
     def is_local(self) -> bool:
-        return Path(self.id).is_dir()
+        return is_folder(self.id)
 
     @model_validator(mode="after")
     def _pinned(self) -> "HuggingFace":
         if self.is_local:
             return self
         if self.id.startswith((".", "/")) or self.id.count("/") != 1:
-            raise ValueError(f"id: the folder {self.id!r} does not exist; name a folder or a hub id OWNER/NAME")
+            raise ValueError(
+                f"id: the folder {shortened(self.id)} does not exist; name a folder or a hub id OWNER/NAME"
+            )
         if self.revision is None:
             raise ValueError(
                 f"revision: {self.id!r} is no folder here, so it is read as a hub id; pin it with the commit (40 "
@@ -101,7 +109,7 @@ class Dataset(BaseModel):
     """Images: a rendering of Fashion-MNIST."""
     loader: str | None = None
     """Images: an official download as it unpacks; one of `layouts.LAYOUTS`."""
-    root: str | None = None
+    root: Annotated[str, AfterValidator(check_path)] | None = None
     """Folder of the official download, for `loader`; the configuration's `data`/NAME where not given."""
     folder: str | None = None
     """Images: a folder with one sub-folder of test images per class."""
@@ -135,10 +143,18 @@ class Dataset(BaseModel):
             raise ValueError(f"at least two classes are needed, found {names}")
         seen: dict[str, str] = {}
         for position, name in enumerate(names):
+            if any(unicodedata.category(character) == "Cs" for character in name):
+                raise ValueError(f"class name {name!a} is not Unicode text; rename the folder, or the label, in UTF-8")
             folded = fold(name)
-            if not folded:
-                raise ValueError(f"class name number {position + 1} is empty")
-            if any(unicodedata.category(character) == "Cc" for character in name):
+            if not any(unicodedata.category(character)[0] in "LNPS" for character in folded):
+                raise ValueError(f"class name number {position + 1}, {name!a}, is empty; name the class")
+            if len(name) > MAX_CLASS_NAME:
+                raise ValueError(
+                    f"class name {name[:40]!r}... has {len(name)} characters, at most {MAX_CLASS_NAME} are allowed, "
+                    f"because text encoders cut longer prompts; shorten it, and let class_folders say what the data "
+                    f"calls the class"
+                )
+            if any(unicodedata.category(character) in _UNSEEN for character in name):
                 raise ValueError(f"class name {name!r} holds a control character; remove it")
             if folded in seen:
                 raise ValueError(
@@ -227,7 +243,8 @@ class Dataset(BaseModel):
         )
 
     def folders(self) -> list[Path]:
-        """Sub-folder of each class, relative to `folder`; refuses one that would lie elsewhere."""
+        """Sub-folder of each class, relative to `folder`. Raises `UserError` for one that would lie elsewhere, and for
+        what cannot be a name."""
         paths = []
         for name in self.labels:
             path = Path(name)
@@ -236,11 +253,20 @@ class Dataset(BaseModel):
                     f"own_datasets.{self.name}: {name!r} cannot be the name of a sub-folder; give class_folders, one "
                     f"plain folder name for each of class_names"
                 )
+            try:
+                check_path(name)
+            except ValueError as error:
+                raise UserError(f"own_datasets.{self.name}: class_folders: {error}") from None
             paths.append(path)
         return paths
 
 
 def _one_placeholder(template: str) -> str:
+    if len(template) > MAX_TEMPLATE:
+        raise ValueError(
+            f"{template[:40]!r}... has {len(template)} characters, at most {MAX_TEMPLATE} are allowed, because text "
+            f"encoders cut longer prompts; shorten it"
+        )
     if template.count("{}") != 1 or template.replace("{}", "").count("{") or template.replace("{}", "").count("}"):
         raise ValueError(f"{template!r} must hold {{}} exactly once, and no other brace")
     return template
@@ -267,16 +293,21 @@ def read_datasets(values: dict[str, Any], where: str) -> dict[str, Dataset]:
     datasets = {}
     for name, value in values.items():
         if not isinstance(value, dict):
-            raise ValueError(f"{where}.{name}: expected a mapping with folder and template, found {value!r}")
+            raise ValueError(f"{where}.{name}: expected a mapping with folder and template, found {shortened(value)}")
         try:
             datasets[name] = Dataset.model_validate({"name": name, **_with_defaults(value, f"{where}.{name}")})
         except ValidationError as error:
-            faults = [
-                ": ".join(filter(None, (".".join(map(str, fault["loc"])), fault["msg"].removeprefix("Value error, "))))
-                for fault in error.errors()
-            ]
-            raise ValueError(f"{where}.{name}: {'; '.join(faults)}") from None
+            faults = "; ".join(map(_describe, error.errors()))
+            raise ValueError(f"{where}.{name}: {faults}") from None
     return datasets
+
+
+def _describe(fault: Any) -> str:
+    """A fault as pydantic reports it: key, value, what is allowed."""
+    message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] not in ("value_error", "missing", "extra_forbidden"):
+        message = f"{shortened(fault['input'])} is not allowed: {message}{misread(fault['input'], fault['type'])}"
+    return ": ".join(filter(None, (".".join(map(str, fault["loc"])), message)))
 
 
 _TEMPLATES = ("head_templates", "prompt_template", "sentence_template")
@@ -289,9 +320,9 @@ def _with_defaults(value: dict[str, Any], where: str) -> dict[str, Any]:
         value = {"head_templates": [template], "prompt_template": template, "sentence_template": template} | value
     for key, images in (("folder", "test"), ("train_folder", "training")):
         folder = value.get(key)  # a loader's root may be missing: official downloads are planned without their data
-        if isinstance(folder, str) and not Path(folder).is_dir():
+        if isinstance(folder, str) and not is_folder(folder):
             raise ValueError(
-                f"{where}.{key}: the folder {folder!r} does not exist; name the folder of the {images} images"
+                f"{where}.{key}: the folder {shortened(folder)} does not exist; name the folder of the {images} images"
             )
     _refuse_same_files(value, where)
     if "class_names" not in value:

@@ -72,7 +72,7 @@ class PipelineFolder:
                 f"name a folder as save_pretrained writes it; a single checkpoint file is converted with diffusers' "
                 f"from_single_file, GLIDE's with `python -m pipeline_lib convert-glide`"
             ) from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(
                 f"{KEY}: {str(self.path)!r} cannot be loaded: its {INDEX} is not JSON ({error}); "
                 f"download the model again"

@@ -11,15 +11,12 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING
 from diffusers.utils import logging as diffusers_logging
-from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from pipeline_lib.errors import UserError
 from pipeline_lib.generators.folders import KEY, Component, PipelineFolder
 from pipeline_lib.generators.glide.pipeline import GlidePipeline
 
-# What the libraries raise for files that are missing, damaged or of another model.
-_UNUSABLE = (AttributeError, ImportError, KeyError, OSError, RuntimeError, SafetensorError, TypeError, ValueError)
 # Where the models of a pipeline come from: libraries as model_index.json names them.
 _LIBRARIES = ("diffusers", "transformers", "pipeline_lib.generators.glide.text")
 _NAMED = 3  # weights in a message
@@ -49,6 +46,8 @@ def load_pipeline(folder: PipelineFolder, dtype: torch.dtype) -> DiffusionPipeli
     arguments = unaltered(pipeline_class)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of names that the installed versions still know
+        for component in folder.components():
+            _require_library(component)
         for component in folder.models():
             if component.library in _LIBRARIES:
                 arguments[component.name] = _load_model(component, dtype)
@@ -56,7 +55,7 @@ def load_pipeline(folder: PipelineFolder, dtype: torch.dtype) -> DiffusionPipeli
             pipeline = pipeline_class.from_pretrained(
                 folder.path, torch_dtype=dtype, local_files_only=True, use_safetensors=True, **arguments
             )
-        except _UNUSABLE as error:
+        except Exception as error:  # the libraries have a class for every fault
             raise UserError(f"{KEY}: {str(folder.path)!r} cannot be loaded: {error}") from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -77,6 +76,16 @@ def _text_to_image_class(folder: PipelineFolder) -> Any:
     return getattr(diffusers, folder.class_name)
 
 
+def _require_library(component: Component) -> None:
+    """Raises `UserError` where a component comes from a module that is not diffusers' own: importing it runs code."""
+    if component.library not in _LIBRARIES and not hasattr(diffusers.pipelines, component.library):
+        raise UserError(
+            f"{KEY}: {str(component.folder.parent)!r} cannot be loaded: its component {component.name} is a class of "
+            f"the Python module {component.library!r}, which would run other code; it was not imported. Name a model "
+            f"whose components are of diffusers and transformers"
+        )
+
+
 def unaltered(pipeline_class: Any) -> dict[str, Any]:
     """What a pipeline class's constructor takes to leave images as they were drawn."""
     taken = inspect.signature(pipeline_class.__init__).parameters
@@ -94,7 +103,7 @@ def _load_model(component: Component, dtype: torch.dtype) -> Any:
             ignore_mismatched_sizes=True,  # reported, where the libraries' own errors advise to load random numbers
             **{"dtype" if component.library == "transformers" else "torch_dtype": dtype},
         )
-    except _UNUSABLE as error:
+    except Exception as error:  # the libraries have a class for every fault
         reason = str(error).rstrip(".! ")
     else:
         fault = _fault(model, report)

@@ -1,5 +1,6 @@
 """One split of real images: labels and paths in a fixed order, contents read one at a time."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -70,7 +71,8 @@ def of_files(
     present = [files[number] for number in numbered]
     return RealSplit(
         labels=[labels[number] for number in numbered],
-        paths=[file.relative_to(root).as_posix() for file in present],
+        # File names are bytes; what is no UTF-8 in them is shown by its numbers.
+        paths=[os.fsencode(file.relative_to(root)).decode(errors="backslashreplace") for file in present],
         read=lambda index: present[index].read_bytes(),
         source_ids=numbered,
         all_labels=frozenset(labels) if all_labels is None else all_labels,

@@ -21,7 +21,10 @@ def parquet(files: Sequence[Path], image_column: str, label_column: str) -> Real
     labels: list[str] = []
     groups: list[tuple[Path, int, int, int]] = []  # file, row group, its first row in the file, its number of rows
     for file in files:
-        schema = pq.read_schema(file)
+        try:
+            schema, metadata = pq.read_schema(file), pq.read_metadata(file)
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(f"{file} is no Parquet file that can be read: {error}; write it again") from None
         absent = [column for column in (image_column, label_column) if column not in schema.names]
         if absent:
             raise UserError(f"{file} has no column {absent[0]!r}; it has {', '.join(map(repr, schema.names))}")
@@ -29,7 +32,6 @@ def parquet(files: Sequence[Path], image_column: str, label_column: str) -> Real
         labels += [
             _label(value, names) for value in pq.read_table(file, columns=[label_column])[label_column].to_pylist()
         ]
-        metadata = pq.read_metadata(file)
         sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         firsts = accumulate(sizes, initial=0)
         groups += [(file, group, first, size) for group, (first, size) in enumerate(zip(firsts, sizes, strict=False))]
