@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -68,7 +69,7 @@ for _name, _summary in STAGE_HELP.items():
 def run_stage(name: str, spec: Path, out: Path, store_root: Path) -> None:
     """Make the artifact of a spec file. Raises `UserError` where spec, stage and destination do not fit."""
     from pipeline_lib import stages, timings
-    from pipeline_lib.store import Artifact, Store
+    from pipeline_lib.store import Artifact, Store, storage_errors
 
     started = time.perf_counter()
     try:
@@ -81,13 +82,15 @@ def run_stage(name: str, spec: Path, out: Path, store_root: Path) -> None:
         raise UserError(f"{spec} is a spec of stage {artifact.spec['stage']!r}, not of {name!r}")
     store = Store(store_root)
     store.require(artifact)
-    if name in stages.RESULTS:
-        stages.RESULTS[name](artifact, store, out)
-    else:
-        if out.resolve() != store.path(artifact).resolve():
-            raise UserError(f"--out is {out}, but this spec's artifact belongs at {store.path(artifact)}")
-        stages.STAGES[name](artifact, store)
-    timings.append(store.root / "timings.jsonl", name, artifact.key, time.perf_counter() - started)
+    if name not in stages.RESULTS and out.resolve() != store.path(artifact).resolve():
+        raise UserError(f"--out is {out}, but this spec's artifact belongs at {store.path(artifact)}")
+    with storage_errors(out.parent):
+        if name in stages.RESULTS:
+            stages.RESULTS[name](artifact, store, out)
+        else:
+            stages.STAGES[name](artifact, store)
+    with suppress(OSError):  # no room for a line: what was made counts
+        timings.append(store.root / "timings.jsonl", name, artifact.key, time.perf_counter() - started)
 
 
 @app.command(rich_help_panel="Store")
@@ -110,44 +113,58 @@ def verify(
     results: ResultsOption = Path("results"),
     remove: Annotated[bool, typer.Option(help="Remove what is damaged and all that was made from it.")] = False,
 ) -> None:
-    """Hash every artifact again and name those whose content is not what their record says."""
+    """Hash every artifact, result and shipped weights file again; name those whose content is not what it should be."""
     from pipeline_lib.maintenance import remove_all, verify_store
+    from pipeline_lib.model_cards import shipped_faults
     from pipeline_lib.store import Store
 
     found = verify_store(Store(store), results)
-    for fault in found.faults:
+    weights = shipped_faults()
+    for fault in found.faults + weights:
         print(fault)
     for path in found.dependants:
         print(f"made from damaged input: {path}")
-    print(f"{found.n_checked} artifacts checked, {len(found.faults)} damaged, {len(found.dependants)} made from them")
+    for path in found.elsewhere:
+        print(f"made elsewhere: {path} is whole; nothing that it was made from is in {store}")
+    print(f"{found.n_checked} artifacts checked, {len(found.faulty)} damaged, {len(found.dependants)} made from them")
     damaged = found.faulty + found.dependants
     if damaged and remove:
         remove_all(damaged, Store(store))
         print("Removed. The next run makes them again, and nothing else.")
     elif damaged:
         print("Run again with --remove, then the run that made them: it makes them again, and nothing else.")
+    if weights:
+        print("Weights cannot be made again by a run: fetch them again (git checkout -- FILE).")
+    if weights or (damaged and not remove):
         raise typer.Exit(1)
 
 
 @app.command(rich_help_panel="Store")
 def gc(
     params: ParamsOption = Path("params.yaml"),
-    overlay: OverlayOption = None,
+    overlay: Annotated[
+        list[Path] | None,
+        typer.Option(help="Overlay of one more study on params.yaml: what it reaches is kept too. For each study one."),
+    ] = None,
+    results: ResultsOption = Path("results"),
     delete: Annotated[bool, typer.Option(help="Delete what is listed.")] = False,
 ) -> None:
-    """List what the present configuration does not reach; with --delete, delete it."""
-    from pipeline_lib.maintenance import remove_all, unreached
-    from pipeline_lib.plan import Plan
+    """List what none of the studies reaches (params.yaml and one per --overlay); with --delete, delete it."""
+    from pipeline_lib.maintenance import remove_all, resting_on, studies, unreached
+    from pipeline_lib.store import remove_abandoned
 
-    plan = Plan(_config(params, overlay or []))
-    plan.require_models()
-    found = unreached(plan)
+    plans = studies(_config(params, []), [_config(params, [path]) for path in overlay or []])
+    found = unreached(plans)
     for path, n_bytes in found:
         print(f"{n_bytes:>12} {path}")
     total = sum(n_bytes for _, n_bytes in found)
-    print(f"{len(found)} artifacts, {total / 1e6:.1f} MB, are not reached by {params}")
+    names = ", ".join(dict.fromkeys(plan.config.study for plan in plans))
+    print(f"{len(found)} artifacts, {total / 1e6:.1f} MB, are not reached by {names}")
+    for result in resting_on([path for path, _ in found], results):
+        print(f"{result} was made from some of them: to keep them, name its study with --overlay")
     if delete:
-        remove_all([path for path, _ in found], plan.store)
+        remove_all([path for path, _ in found], plans[0].store)
+        remove_abandoned(plans[0].store.root)  # the half-written files of killed runs
         print("Deleted.")
 
 

@@ -11,6 +11,7 @@ from pipeline_lib.errors import UserError
 from pipeline_lib.store import file_sha256, write_json
 
 _CACHE_FROM_BYTES = 64 * 1024 * 1024  # in all; less hashes faster than the cache is worth
+_NAME_BYTES, _PATH_BYTES = 255, 4095  # Linux: NAME_MAX, and PATH_MAX without its NUL
 # Of a model folder these determine the numbers; READMEs and pictures do not.
 _MODEL_SUFFIXES = frozenset({".safetensors", ".json", ".txt", ".model", ".pt", ".pth", ".ckpt", ".bin", ".jinja"})
 
@@ -19,15 +20,39 @@ class MissingModelError(UserError):
     """A model that should be here is not. What needs it can be planned all the same, not made."""
 
 
+def check_path(text: str) -> str:
+    """`text`, if the system can have a file of that name. Raises ValueError for NUL and for names that are too long."""
+    if not text or "\0" in text:
+        raise ValueError(f"{text!r} cannot be a path: it is empty or holds NUL; correct it")
+    longest = max(len(os.fsencode(part)) for part in Path(text).parts or [text])
+    if longest > _NAME_BYTES or len(os.fsencode(text)) > _PATH_BYTES:
+        raise ValueError(
+            f"{text[:40]!r}... cannot be a path: a name in it has {longest} bytes, of {_NAME_BYTES} at the most, or "
+            f"all of it more than {_PATH_BYTES}; shorten it"
+        )
+    return text
+
+
+def is_folder(path: str) -> bool:
+    """Whether a folder is there; not, where there can be none (`Path.is_dir` raises for names that are too long)."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
+def is_file(path: str) -> bool:
+    """Whether a file is there; not, where there can be none."""
+    return os.path.isfile(path)  # noqa: PTH113
+
+
 class DigestCache:
     """Digests of many or large files, remembered by the files' paths, sizes and modification times."""
 
     def __init__(self, path: Path):
         self._path = path
         try:
-            self._known: dict[str, str] = json.loads(path.read_text())
+            known = json.loads(path.read_text())
         except (FileNotFoundError, ValueError):
-            self._known = {}
+            known = None
+        self._known: dict[str, str] = known if isinstance(known, dict) else {}
         self._changed = False
 
     def files(self, root: Path, files: Sequence[Path]) -> str:
@@ -43,7 +68,7 @@ class DigestCache:
         if sum(stat.st_size for _, stat in stats) < _CACHE_FROM_BYTES:
             return compute()
         listing = [f"{path.absolute()}:{stat.st_size}:{stat.st_mtime_ns}" for path, stat in stats]
-        identity = hashlib.sha256((kind + "\n".join(listing)).encode()).hexdigest()
+        identity = hashlib.sha256((kind + "\n".join(listing)).encode(errors="surrogateescape")).hexdigest()
         if identity not in self._known:
             self._known[identity] = compute()
             self._changed = True
@@ -52,7 +77,7 @@ class DigestCache:
     def save(self) -> None:
         """Keep what was learned; a read-only folder only costs the time to hash again."""
         if self._changed:
-            with suppress(PermissionError):
+            with suppress(OSError):
                 write_json(self._path, self._known)
             self._changed = False
 
@@ -60,7 +85,8 @@ class DigestCache:
 def _digest(root: Path, files: Sequence[Path]) -> str:
     digest = hashlib.sha256()
     for path in files:
-        digest.update(f"{path.relative_to(root).as_posix()}\0{file_sha256(path)}\n".encode())
+        line = f"{path.relative_to(root).as_posix()}\0{file_sha256(path)}\n"
+        digest.update(line.encode(errors="surrogateescape"))  # file names are bytes, and may be no UTF-8
     return digest.hexdigest()
 
 
@@ -81,7 +107,7 @@ def model_digest(model: str, revision: str | None, key: str, cache: DigestCache)
     `key` is the configuration key to name in errors.
     """
     folder = Path(model)
-    if folder.is_dir():
+    if is_folder(model):
         files = files_below(folder, _MODEL_SUFFIXES)
         if not files:
             raise UserError(f"models.{key}: the folder {model!r} holds no {' or '.join(sorted(_MODEL_SUFFIXES))} file")
@@ -106,7 +132,7 @@ def encoder_digest(model: str, pretrained: str | None, revision: str | None, nam
     key = f"models.encoders.{name}"
     if model.startswith("local-dir:"):
         folder = model.removeprefix("local-dir:")
-        if not Path(folder).is_dir():
+        if not is_folder(folder):
             raise MissingModelError(f"{key}: the folder {folder!r} of {model!r} does not exist; name a model folder")
         return model_digest(folder, None, f"encoders.{name}", cache)
     if model.startswith("hf-hub:"):
@@ -121,7 +147,7 @@ def encoder_digest(model: str, pretrained: str | None, revision: str | None, nam
             f"{key}: {model!r} names an architecture without weights; name them in {key}.pretrained (for example "
             f"openai), or give local-dir:FOLDER or hf-hub:OWNER/NAME"
         )
-    if Path(pretrained).is_file():
+    if is_file(pretrained):
         return f"open_clip:{model}:sha256:{cache.file(Path(pretrained))}"
     if Path(pretrained).suffix or "/" in pretrained:
         raise MissingModelError(

@@ -1,14 +1,17 @@
 """Looking after a store: where something comes from, what is damaged, what is not needed any more."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline_lib.config import Config
 from pipeline_lib.errors import UserError
+from pipeline_lib.model_cards import require_intact
 from pipeline_lib.plan import Plan
 from pipeline_lib.records import Record
 from pipeline_lib.store import (
+    BESIDE,
     KEY_CHARACTERS,
     RECORD_SUFFIX,
     Store,
@@ -27,7 +30,8 @@ _HIDDEN_IN_SHOW = frozenset({"stage", "version", "set", "members"})
 def provenance(path: Path, store: Store, depth: int) -> Iterator[str]:
     """Lines that say how `path` was made: what determines it, then each input in turn, each shown once.
 
-    Raises `UserError` where there is no record.
+    Inputs that are not in this store are named; where it has none of them, a line says so. Raises `UserError` where
+    there is no record.
     """
     record = read_record(path) or read_record(store.path(str(path)))
     if record is None:
@@ -48,11 +52,24 @@ def _describe(record: Record, store: Store, depth: int, level: int, shown: set[s
         if name not in _HIDDEN_IN_SHOW and not _names_inputs(value, inputs):
             yield f"{indent}  {name}: {json.dumps(value, ensure_ascii=False)}"
     for name, value in record.details.items():
-        yield f"{indent}  ({name}: {json.dumps(value, ensure_ascii=False)})"
-    if level < depth:
-        for source in _sources(record, store):
-            if (input_record := store.record(source)) is not None:
-                yield from _describe(input_record, store, depth, level + 1, shown)
+        if name != BESIDE:
+            yield f"{indent}  ({name}: {json.dumps(value, ensure_ascii=False)})"
+    if level == depth:
+        return
+    sources = _sources(record)
+    known = {source: found for source in sources if (found := store.record(source)) is not None}
+    if sources and not known:
+        yield (
+            f"{indent}  None of the {len(sources)} artifacts that it was made from is in {store.root}: it was made "
+            f"elsewhere. Name the store that has them with --store, or make it here."
+        )
+        return
+    for source in sources:
+        if source in known:
+            yield from _describe(known[source], store, depth, level + 1, shown)
+        else:
+            yield f"{indent}  {source}"
+            yield f"{indent}    (not in {store.root})"
 
 
 def _names_inputs(value: object, inputs: set[str]) -> bool:
@@ -63,7 +80,7 @@ def _names_inputs(value: object, inputs: set[str]) -> bool:
     )
 
 
-def _sources(record: Record, store: Store) -> list[str]:
+def _sources(record: Record) -> list[str]:
     """What an artifact was made from; for a set, its units."""
     if "set" in record.spec:
         return list(record.spec["members"])
@@ -75,41 +92,47 @@ def _sources(record: Record, store: Store) -> list[str]:
 
 @dataclass(frozen=True)
 class Verification:
-    """What `verify_store` found; paths of results are relative to the working folder, others to the store."""
+    """What `verify_store` found; paths of results are relative to the working folder, others to the store.
+
+    `faults` are lines for people; `faulty` are the paths that are damaged themselves, `dependants` those made from
+    them. `elsewhere` are results that are whole, but of whose inputs the store has none.
+    """
 
     n_checked: int
     faults: list[str]
     faulty: list[str]
     dependants: list[str]
+    elsewhere: list[str]
 
 
 def verify_store(store: Store, results: Path) -> Verification:
     """Hash all artifacts and results; find what is damaged and what was made from it.
 
     An artifact is faulty if it is missing, has another size or digest than its record says, has no readable record, or
-    was made from an input whose digest is not the present one.
+    was made from an input whose digest is not the present one. A result is faulty, too, if a file that comes with it
+    is missing or has another digest.
 
     Raises `UserError` where there is no store.
     """
     if not store.root.is_dir():
         raise UserError(f"the store {store.root} does not exist; name it with --store")
-    records = {record.path: record for record in store.records()}
-    records |= {record.path: record for record in _result_records(results)}
-    faults: dict[str, str] = {}
+    stored = {record.path: record for record in store.records()}
+    made = {record.path: record for record in _result_records(results)}
+    records = stored | made
+    faulty: dict[str, list[str]] = {}
     for path, record in records.items():
-        file = _locate(path, store)
-        if not file.is_file():
-            faults[path] = f"missing: {path} (its record is there)"
-        elif file.stat().st_size != record.n_bytes:
-            faults[path] = f"damaged: {path} has {file.stat().st_size} bytes, its record says {record.n_bytes}"
-        elif file_sha256(file) != record.sha256:
-            faults[path] = f"damaged: {path} does not have the SHA-256 of its record"
-    for path in _unrecorded(store):
-        faults[path] = f"unfinished: {path} has no readable record"
+        if faults := [*_faults(path, _locate(path, store), record), *_faults_beside(record)]:
+            faulty[path] = faults
+    for path in _unrecorded(store, results):
+        faulty[path] = [f"unfinished: {path} has no readable record"]
+    # After a clone the tables are there, and nothing that they were made from: no damage.
+    present = stored.keys() | faulty.keys() - made.keys()
+    elsewhere = {path for path, record in made.items() if record.inputs and present.isdisjoint(_parents(record))}
+    records = {path: record for path, record in records.items() if path not in elsewhere}
     for path in sorted({parent for record in records.values() for parent in _parents(record)} - records.keys()):
-        faults.setdefault(path, f"missing: {path}, from which others were made")
+        faulty.setdefault(path, [f"missing: {path}, from which others were made"])
     dependants: set[str] = set()
-    lost = set(faults)
+    lost = set(faulty)
     grew = True
     while grew:
         found = {
@@ -120,15 +143,45 @@ def verify_store(store: Store, results: Path) -> Verification:
         dependants |= found
         lost |= found
         grew = bool(found)
-    return Verification(len(records), list(faults.values()), sorted(faults), sorted(dependants))
+    return Verification(
+        n_checked=len(stored | made),
+        faults=[fault for faults in faulty.values() for fault in faults],
+        faulty=sorted(faulty),
+        dependants=sorted(dependants),
+        elsewhere=sorted(elsewhere - faulty.keys()),
+    )
 
 
-def remove_all(paths: list[str], store: Store) -> None:
-    """Remove artifacts and results with their records."""
+def _faults(path: str, file: Path, record: Record) -> Iterator[str]:
+    """A line where the file at the path of a record is not what the record says."""
+    if not file.is_file():
+        yield f"missing: {path} (its record is there)"
+    elif file.stat().st_size != record.n_bytes:
+        yield f"damaged: {path} has {file.stat().st_size} bytes, its record says {record.n_bytes}"
+    elif file_sha256(file) != record.sha256:
+        yield f"damaged: {path} does not have the SHA-256 of its record"
+
+
+def _faults_beside(record: Record) -> Iterator[str]:
+    """A line for each file that comes with a result and is not what the result's record says."""
+    for name, sha256 in record.details.get(BESIDE, {}).items():
+        file = Path(record.path).with_name(name)
+        if not file.is_file():
+            yield f"missing: {file} (the record of {record.path} names it)"
+        elif file_sha256(file) != sha256:
+            yield f"damaged: {file} does not have the SHA-256 in the record of {record.path}"
+
+
+def remove_all(paths: Sequence[str], store: Store) -> None:
+    """Remove artifacts and results with their records, and with the files that come with a result."""
     for path in paths:
         file = _locate(path, store)
+        record = read_record(file)
+        # The record goes first: none may outlive what it vouches for.
         result_record_path(file).unlink(missing_ok=True)
         record_path(file).unlink(missing_ok=True)
+        for name in record.details.get(BESIDE, ()) if record else ():
+            file.with_name(name).unlink(missing_ok=True)
         file.unlink(missing_ok=True)
 
 
@@ -153,19 +206,49 @@ def _result_records(results: Path) -> Iterator[Record]:
             yield record.model_copy(update={"path": str(result)})
 
 
-def _unrecorded(store: Store) -> Iterator[str]:
+def _unrecorded(store: Store, results: Path) -> Iterator[str]:
+    """Artifacts and results that no record vouches for."""
     for path in sorted(store.root.glob("*/**/*")):
         artifact = path.is_file() and path.suffix in (".parquet", ".safetensors", ".json", ".png")
         hidden = any(part.startswith(".") for part in path.relative_to(store.root).parts)
         spec_or_record = path.parent.name == "specs" or path.name.endswith(RECORD_SUFFIX)
         if artifact and not hidden and not spec_or_record and read_record(path) is None:
             yield store.relative(path)
+    # Of results, only what has a record that cannot be read: the folder may hold files of other origin.
+    for record in sorted(results.rglob(f".records/*{RECORD_SUFFIX}")):
+        result = record.parent.parent / record.name.removesuffix(RECORD_SUFFIX)
+        if read_record(result) is None:
+            yield str(result)
 
 
 # --- gc ---------------------------------------------------------------------------------------------------------------
 
 
-def unreached(plan: Plan) -> list[tuple[str, int]]:
-    """Artifacts (path relative to the store, bytes) that no target of the plan needs."""
-    reached = plan.reached()
-    return [(record.path, record.n_bytes) for record in plan.store.records() if record.path not in reached]
+def studies(config: Config, others: Sequence[Config]) -> list[Plan]:
+    """The plans of the studies whose artifacts are kept: `others`, and that of `config` if it has the same store.
+
+    Raises `UserError` where `others` have several stores, or a model that is not here or damaged: then what a study
+    reaches is not known.
+    """
+    stores = {other.store for other in others} or {config.store}
+    if len(stores) > 1:
+        raise UserError(f"store: these studies have several ({', '.join(sorted(stores))}); collect one at a time")
+    plans = []
+    for one in [config, *others]:
+        if one.store in stores:
+            require_intact(one.models)
+            plans.append(Plan(one))
+            plans[-1].require_models()
+    return plans
+
+
+def unreached(plans: Sequence[Plan]) -> list[tuple[str, int]]:
+    """Artifacts (path relative to the store, bytes) that no target of any of the plans, which share a store, needs."""
+    reached = set().union(*(plan.reached() for plan in plans))
+    return [(record.path, record.n_bytes) for record in plans[0].store.records() if record.path not in reached]
+
+
+def resting_on(paths: Sequence[str], results: Path) -> list[str]:
+    """The results below `results` that were made from one of these artifacts."""
+    gone = set(paths)
+    return [record.path for record in _result_records(results) if gone.intersection(_parents(record))]

@@ -146,6 +146,7 @@ class Record(_Record):
     wall_time_s: float
     created: str
     details: dict[str, Any] = {}
+    check: str | None = None  # SHA-256 of all other fields (`store.checked`); None in records of the first versions
 
 
 class Member(_Record):

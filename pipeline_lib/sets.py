@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from pipeline_lib.records import Member, SetReceipt
-from pipeline_lib.store import Artifact, Store
+from pipeline_lib.store import Artifact, Store, storage_errors
 
 log = logging.getLogger(__name__)
 MAX_LOCKS = 200  # open lock files at a time; also bounds how long another job waits for a unit
@@ -94,10 +94,11 @@ def _lockable(units: Sequence[Artifact], store: Store) -> Iterator[tuple[Artifac
 
 def _try_lock(unit: Artifact, store: Store) -> FileLock | None:
     path = _lock_path(unit, store)
-    path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
     try:
-        lock.acquire(blocking=False)
+        with storage_errors(store.root):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire(blocking=False)
     except Timeout:
         return None
     return lock

@@ -5,11 +5,14 @@ each artifact lies its *record* (`<artifact>.record.json`): the spec, the inputs
 content, library versions and wall time. An artifact without a record is not finished, whatever its bytes.
 """
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
 import platform
 import re
+import shutil
 import tempfile
 import time
 import unicodedata
@@ -18,6 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +30,11 @@ from pipeline_lib.records import Input, Record
 
 RECORD_SUFFIX = ".record.json"
 KEY_CHARACTERS = 16  # of 64 in a path; the record holds the whole key
+BESIDE = "beside"  # in the details of a result's record: the files that come with it, with their digests
+_BESIDE_SUFFIXES = (".json", ".md", ".png", ".svg")
+_TEMPORARY_SUFFIX = ".tmp"
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
+_NOT_ALLOWED = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 _REPORTED_LIBRARIES = ("diffusers", "numpy", "open_clip_torch", "pyarrow", "torch", "transformers")
 
 
@@ -119,12 +128,10 @@ def atomic_path(path: Path, *, fsync: bool = True) -> Iterator[Path]:
     """A temporary path beside `path`; renamed to `path` when the block ends well, removed when it does not.
 
     The content is fsynced before the rename and the folder after it, so that a reader, or a machine that comes back
-    after a power cut, sees the whole file or none.
+    after a power cut, sees the whole file or none. What a killed process leaves behind, `remove_abandoned` finds.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name[:80]}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    handle, temporary = _locked_temporary(path)
     try:
         yield temporary
         temporary.chmod(0o666 & ~_umask())
@@ -140,6 +147,88 @@ def atomic_path(path: Path, *, fsync: bool = True) -> Iterator[Path]:
                 os.close(folder)
     finally:
         temporary.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _locked_temporary(path: Path) -> tuple[int, Path]:
+    """A new file beside `path`, and the open handle that keeps it locked: a lock ends with its process, however that
+    ends."""
+    while True:
+        prefix = f".{path.name[:80]}."
+        handle, name = tempfile.mkstemp(prefix=prefix, suffix=_TEMPORARY_SUFFIX, dir=path.parent)
+        with suppress(OSError):  # a file system without locks: `remove_abandoned` leaves its files alone
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.fstat(handle).st_nlink:
+            return handle, Path(name)
+        os.close(handle)  # taken for an abandoned one before it was locked
+
+
+def remove_abandoned(folder: Path) -> list[Path]:
+    """Remove the temporary files below `folder` whose process was killed, not those being written; returns them."""
+    removed = []
+    # A stage's folder may be a link to a larger disk; no other links are followed.
+    tops = [folder, *(path for path in folder.glob("*") if path.is_symlink() and path.is_dir())]
+    for parent, _, names in chain.from_iterable(map(os.walk, tops)):
+        for name in names:
+            path = Path(parent, name)
+            if name.startswith(".") and path.suffix == _TEMPORARY_SUFFIX and _unlink_unlocked(path):
+                removed.append(path)
+    return removed
+
+
+def _unlink_unlocked(path: Path) -> bool:
+    """Remove a file that nobody has locked; False where somebody has, or where it cannot be told or done."""
+    try:
+        with path.open("r+b") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+    except OSError:
+        return False
+    return True
+
+
+class StorageError(UserError, OSError):
+    """A place that cannot be written to: still an OSError, with a message for the person at the keyboard."""
+
+
+@contextmanager
+def storage_errors(folder: Path) -> Iterator[None]:
+    """Where the block cannot write below `folder`, raise `StorageError`: a full disk, a used-up quota, no permission.
+
+    Other errors, such as a missing permission to read something elsewhere, stay what they are.
+    """
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise StorageError(_no_room(error, folder)) from error
+        if error.errno in _NOT_ALLOWED and error.filename and _is_below(Path(error.filename), folder):
+            raise StorageError(
+                f"{error.filename} cannot be written: {error.strerror}. Give this user the permission to write below "
+                f"{folder}, or name another folder in the configuration (store, results), then run the same command "
+                f"again."
+            ) from error
+        raise
+
+
+def _no_room(error: OSError, folder: Path) -> str:
+    place = Path(error.filename).parent if error.filename else folder
+    place = next(path for path in (place, *place.absolute().parents) if path.exists())
+    if error.errno == errno.EDQUOT:
+        left = "the quota is used up"
+    else:
+        left = f"{shutil.disk_usage(place).free / 1e6:.1f} MB are free"
+    return (
+        f"No space left in {place}: {left}. What was finished stays. Make room (`python -m pipeline_lib gc` lists what "
+        f"the configuration does not need; `python -m pipeline_lib plan` says how much it does), then run the same "
+        f"command again: it goes on from there."
+    )
+
+
+def _is_below(path: Path, folder: Path) -> bool:
+    return path.absolute().is_relative_to(folder.absolute())
 
 
 @cache
@@ -204,11 +293,12 @@ class Store:
 
     def write_specs(self, artifacts: Iterable[Artifact]) -> None:
         """Write the spec files that the stages read. They are derived from the configuration, so they need no fsync."""
-        for artifact in artifacts:
-            path, content = self.spec_path(artifact), artifact.as_json()
-            # Rewritten when only the location or batch size differs: these are not part of the key.
-            if _read_json(path) != content:
-                write_json(path, content, fsync=False)
+        with storage_errors(self.root):
+            for artifact in artifacts:
+                path, content = self.spec_path(artifact), artifact.as_json()
+                # Rewritten when only the location or batch size differs: these are not part of the key.
+                if _read_json(path) != content:
+                    write_json(path, content, fsync=False)
 
     def record(self, artifact: Artifact | str) -> Record | None:
         """The record of an artifact, or None where it has none that can be read."""
@@ -231,17 +321,22 @@ class Store:
     def making(
         self, artifact: Artifact, details: Mapping[str, Any] | None = None, *, path: Path | None = None
     ) -> Iterator[Path]:
-        """Yield a temporary path to write `artifact` to; afterwards both it and its record are in place.
+        """Yield a temporary path to write `artifact` to; afterwards both it and its record are in place. A process
+        that is killed leaves both, the record alone, or neither.
 
-        `path` is where the artifact goes if not at its place in the store (tables lie in the results folder). `details`
-        are what the run knows and the spec does not (device, batch size): they go into the record. Inputs must be
-        complete; their digests are recorded.
+        `path` is where the artifact goes if not at its place in the store (tables lie in the results folder); the
+        digests of what was written beside it before, under the same name with another ending, are recorded too.
+        `details` are what the run knows and the spec does not (device, batch size): they go into the record. Inputs
+        must be complete; their digests are recorded. Raises `StorageError` where the place cannot be written to.
         """
         record_file = record_path(self.path(artifact)) if path is None else result_record_path(path)
         inputs = self.require(artifact)
         place = artifact.path if path is None else path.as_posix()
+        details = dict(details or {})
+        if path is not None and (beside := _digests_beside(path)):
+            details[BESIDE] = beside
         path = path or self.path(artifact)
-        with atomic_path(path) as temporary:
+        with storage_errors(path.parent if place != artifact.path else self.root), atomic_path(path) as temporary:
             yield temporary
             record = Record(
                 key=artifact.key,
@@ -253,11 +348,14 @@ class Store:
                 versions=library_versions(),
                 wall_time_s=_lap(),
                 created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                details=dict(details or {}),
+                details=details,
             )
-            # An old record must never vouch for new bytes: it goes first, the new one comes last.
-            record_file.unlink(missing_ok=True)
-        write_json(record_file, record.model_dump())
+            if path.is_file() and file_sha256(path) != record.sha256:
+                # An old record must never vouch for new bytes, nor a new one for old bytes.
+                record_file.unlink(missing_ok=True)
+                path.unlink()
+            # Before the artifact: one that is there has its record, wherever the process is killed.
+            write_json(record_file, checked(record).model_dump())
 
     def require(self, artifact: Artifact) -> list[Input]:
         """The inputs of an artifact with their digests. Raises `UserError` for one that is not there."""
@@ -281,9 +379,10 @@ class Store:
         """Write a note, newer than any result, that a result must be made again; returns its path."""
         # In a folder of its own: Snakemake lists a folder once, and would not see the second note in it.
         path = self.root / ".outdated" / artifact.short_key / "note"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # The time makes the content new too: Snakemake takes a small file of known content for unchanged.
-        path.write_text(f"{time.time_ns()}\n", encoding="utf-8")
+        with storage_errors(self.root):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # The time makes the content new too: Snakemake takes a small file of known content for unchanged.
+            path.write_text(f"{time.time_ns()}\n", encoding="utf-8")
         return str(path)
 
     def remove(self, path: str) -> None:
@@ -295,8 +394,9 @@ class Store:
     def records(self) -> Iterator[Record]:
         """Every readable record below the store."""
         for path in sorted(self.root.rglob(f"*{RECORD_SUFFIX}")):
-            record = read_record(path.with_name(path.name.removesuffix(RECORD_SUFFIX)))
-            if record is not None:
+            artifact = path.with_name(path.name.removesuffix(RECORD_SUFFIX))
+            record = read_record(artifact)
+            if record is not None and record.path == self.relative(artifact):
                 yield record
 
 
@@ -320,11 +420,24 @@ def result_record_path(path: Path) -> Path:
     return path.parent / ".records" / f"{path.name}{RECORD_SUFFIX}"
 
 
+def _digests_beside(result: Path) -> dict[str, str]:
+    """SHA-256 of the files that come with a result, by name: the Markdown, the numbers, the pictures of a table."""
+    files = (result.with_suffix(suffix) for suffix in _BESIDE_SUFFIXES if suffix != result.suffix)
+    return {file.name: file_sha256(file) for file in files if file.is_file()}
+
+
+def checked(record: Record) -> Record:
+    """The record with the digest of its other fields: one flipped bit in it, and it vouches for nothing."""
+    return record.model_copy(update={"check": key_of(json.loads(record.model_dump_json(exclude={"check"})))})
+
+
 def read_record(path: Path) -> Record | None:
-    """The record of an artifact or a result, or None where there is none that can be read."""
+    """The record of an artifact or a result, or None where there is none that can be read, or it is damaged."""
     for candidate in (record_path(path), result_record_path(path)) if path.name else ():
         try:
-            return Record.model_validate_json(candidate.read_bytes())
+            record = Record.model_validate_json(candidate.read_bytes())
         except (FileNotFoundError, NotADirectoryError, ValueError):
             continue
+        if record.check in (None, checked(record).check):
+            return record
     return None

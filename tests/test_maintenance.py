@@ -6,12 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_project import changed, draw_shapes, make_all, planned, small_params
+import yaml
+from small_project import changed, configured, draw_shapes, make_all, planned, small_params
+from typer.testing import CliRunner
 
+from pipeline_lib import stages
+from pipeline_lib.cli import app
 from pipeline_lib.errors import UserError
-from pipeline_lib.maintenance import provenance, remove_all, unreached, verify_store
+from pipeline_lib.maintenance import provenance, remove_all, resting_on, studies, unreached, verify_store
 from pipeline_lib.plan import Plan
-from pipeline_lib.store import RECORD_SUFFIX, Store, record_path
+from pipeline_lib.store import RECORD_SUFFIX, Store, record_path, result_record_path
 
 RESULTS = Path("results")
 Params = dict[str, Any]
@@ -142,6 +146,66 @@ def test_removing_what_is_damaged_and_running_again_gives_the_same_store(params:
     assert {path: plan.store.path(path).stat().st_mtime_ns for path in untouched} == untouched
 
 
+@pytest.mark.parametrize("name", ["table1.md", "table1.json"])
+@pytest.mark.parametrize("damage", [flip, Path.unlink, lambda path: path.write_bytes(b"")])
+def test_a_file_that_comes_with_a_result_is_verified_too(params: Params, name: str, damage: Callable[[Path], None]):
+    """It has no record of its own; the result goes with it, so that a run makes both again, and no other."""
+    before = contents(RESULTS)
+    damage(RESULTS / name)
+    found = verify_store(Store(Path("store")), RESULTS)
+    assert (found.faulty, found.dependants) == (["results/table1.csv"], [])
+    assert len(found.faults) == 1
+    assert f"results/{name}" in found.faults[0]
+    remove_all(found.faulty, Store(Path("store")))
+    assert set(contents(RESULTS)) == {"table2.csv", "table2.md", "table2.json"}
+    make_all(planned(params), RESULTS, ("table1",))
+    assert contents(RESULTS) == before
+
+
+@pytest.mark.parametrize("damage", ["", "{"])
+def test_a_result_whose_record_cannot_be_read_is_found(params: Params, damage: str):
+    """It is made again with its record; a file that never had a record is somebody else's."""
+    result_record_path(RESULTS / "table2.csv").write_text(damage)
+    (RESULTS / "notes.csv").write_text("mine")
+    found = verify_store(Store(Path("store")), RESULTS)
+    assert (found.faulty, found.dependants) == (["results/table2.csv"], [])
+    assert "no readable record" in found.faults[0]
+
+
+@pytest.mark.parametrize("store", ["empty", "of another study"])
+def test_results_that_were_made_elsewhere_are_no_damage(params: Params, tmp_path: Path, store: str):
+    """As in a clone, whose store is not there: they are named, and stay."""
+    before = contents(RESULTS)
+    other = planned(changed(params, seed=1, store=str(tmp_path / "other")))
+    other.store.root.mkdir()
+    if store == "of another study":
+        for prompts in other.prompts("basic"):
+            stages.prompts(prompts, other.store)
+    found = verify_store(other.store, RESULTS)
+    assert (found.faults, found.faulty, found.dependants) == ([], [], [])
+    assert found.elsewhere == ["results/table1.csv", "results/table2.csv"]
+    remove_all(found.faulty + found.dependants, other.store)
+    assert contents(RESULTS) == before
+
+
+def test_a_damaged_result_that_was_made_elsewhere_is_damaged(params: Params, tmp_path: Path):
+    """Its record says what it must be, wherever it was made."""
+    flip(RESULTS / "table1.csv")
+    (tmp_path / "other").mkdir()
+    found = verify_store(Store(tmp_path / "other"), RESULTS)
+    assert (found.faulty, found.elsewhere) == (["results/table1.csv"], ["results/table2.csv"])
+
+
+def test_a_result_with_some_of_its_inputs_here_was_made_here(params: Params):
+    """So those that are gone are missing."""
+    plan = planned(params)
+    cell = plan.stage("metrics")[0].path
+    remove_all([cell], plan.store)
+    found = verify_store(plan.store, RESULTS)
+    assert found.faults == [f"missing: {cell}, from which others were made"]
+    assert found.elsewhere == []
+
+
 # --- show -------------------------------------------------------------------------------------------------------------
 
 
@@ -159,7 +223,7 @@ def test_show_prints_the_chain_of_a_table(params: Params):
     for path in dependants_of(plan.prompts("basic")[0].members[0].path, plan) - set(show_results(plan)):
         if "/sets/" not in path:
             assert path in shown, path
-    digests = {plan._generator, plan._sentences, *plan._encoders.values()}
+    digests = {plan.generator, plan._sentences, *plan.encoders.values()}
     assert len(digests) == 3
     for words in (*digests, '"red/square"', '"grüne Fläche"', '"a photo of a {}"', "seed: 0", "top_p: 0.95"):
         assert words in text, words
@@ -191,22 +255,99 @@ def test_show_of_something_else_is_a_user_error(params: Params, path: str):
         show(path)
 
 
+def test_show_says_that_the_inputs_are_not_in_this_store(params: Params, tmp_path: Path):
+    """As in a clone: the record of the result is all there is."""
+    lines = list(provenance(RESULTS / "table1.csv", Store(tmp_path / "none"), 20))
+    n_inputs = len(planned(params).tables["table1"].inputs)
+    assert lines[0] == "results/table1.csv"
+    assert f"None of the {n_inputs} artifacts that it was made from is in {tmp_path / 'none'}" in lines[-1]
+
+
+def test_show_names_the_input_that_is_missing(params: Params):
+    """The others are described as ever."""
+    plan = planned(params)
+    cell = plan.stage("metrics")[0].path
+    whole = show("results/table2.csv")
+    remove_all([cell], plan.store)
+    lines = show("results/table2.csv")
+    assert lines[lines.index(f"  {cell}") + 1] == "    (not in store)"
+    assert len(lines) > len(whole) // 2
+
+
 # --- gc ---------------------------------------------------------------------------------------------------------------
 
 
 def test_everything_that_is_needed_is_reached(params: Params):
     """Right after a run there is nothing to collect."""
-    assert unreached(planned(params)) == []
+    assert unreached([planned(params)]) == []
 
 
 def test_what_the_present_configuration_does_not_reach_is_listed_and_nothing_else(params: Params):
     """With table 2's other threshold: the old manifest and what rests on it; images and scores stay."""
     plan = planned(changed(params, clip_filter__threshold=0.9))
-    found = {path for path, _ in unreached(plan)}
+    found = {path for path, _ in unreached([plan])}
     assert {path.split("/")[0] for path in found} == {"manifests", "classifiers", "predictions", "metrics"}
     assert found == {record.path for record in plan.store.records()} - plan.reached()
-    sizes = dict(unreached(plan))
+    sizes = dict(unreached([plan]))
     assert all(size == plan.store.path(path).stat().st_size for path, size in sizes.items())
+
+
+def test_what_one_of_several_studies_reaches_is_kept(params: Params):
+    """Two studies on one store; what neither reaches is the older one's, which left a result."""
+    plan = planned(params)
+    make_all(planned(changed(params, seed=1)), Path("results/other"), ("table1",))
+    configs = [configured(changed(params, seed=seed)) for seed in (0, 1, 2)]
+    assert unreached(studies(configs[0], configs[1:])) == []
+    found = [path for path, _ in unreached(studies(configs[1], [configs[2]]))]
+    assert set(found) == plan.reached() - planned(changed(params, seed=1)).reached() - set(tables_of(plan))
+    assert resting_on(found, RESULTS) == ["results/table1.csv", "results/table2.csv"]
+    assert resting_on(found[:1], Path("results/other")) == []
+
+
+def tables_of(plan: Plan) -> list[str]:
+    """What the plan has below results/."""
+    return [table.path for table in plan.tables.values()]
+
+
+def test_gc_by_hand_keeps_every_study_that_is_named(params: Params):
+    """`--overlay` once for each; half-written files of killed runs go with what is deleted."""
+    Path("params.yaml").write_text(yaml.safe_dump(changed(params, seed=1), allow_unicode=True))
+    Path("first.yaml").write_text("seed: 0\nstudy: first\n")
+    Path("more.yaml").write_text("images: {per_class: 2}\nstudy: more\n")
+    before = contents(Path("store"))
+    kept = CliRunner().invoke(app, ["gc", "--overlay", "first.yaml", "--overlay", "more.yaml", "--delete"])
+    assert kept.exit_code == 0, kept.output
+    assert "0 artifacts, 0.0 MB, are not reached by small, first, more" in kept.stdout
+    assert contents(Path("store")) == before
+    Path("store/images/.shard.parquet.x.tmp").write_text("half")
+    gone = CliRunner().invoke(app, ["gc", "--overlay", "more.yaml", "--delete"])
+    assert "results/table1.csv was made from some of them: to keep them, name its study with --overlay" in gone.stdout
+    assert not [path for path in contents(Path("store")) if path.startswith(("images/", "metrics/"))]
+
+
+def test_verify_by_hand_says_what_was_made_elsewhere(params: Params, tmp_path: Path):
+    """It ends well, and removes nothing."""
+    (tmp_path / "none").mkdir()
+    done = CliRunner().invoke(app, ["verify", "--store", str(tmp_path / "none"), "--remove"])
+    assert done.exit_code == 0
+    assert "made elsewhere: results/table1.csv is whole" in done.stdout
+    assert "2 artifacts checked, 0 damaged, 0 made from them" in done.stdout
+    assert (RESULTS / "table1.csv").exists()
+
+
+def test_studies_of_several_stores_are_not_collected_together(params: Params):
+    """A study with a store of its own is collected alone; with several it is not known which is meant."""
+    here, there, elsewhere = (configured(changed(params, store=name)) for name in ("store", "a", "b"))
+    assert [str(plan.store.root) for plan in studies(here, [])] == ["store"]
+    assert [str(plan.store.root) for plan in studies(here, [there])] == ["a"]
+    with pytest.raises(UserError, match=r"store: these studies have several \(a, b\)"):
+        studies(here, [there, elsewhere])
+
+
+def test_without_a_model_nothing_is_collected(params: Params):
+    """Which keys the study has is not known then, and everything would seem to be of no use."""
+    with pytest.raises(UserError, match=r"models\.generator"):
+        studies(configured(changed(params, models__generator="./none")), [])
 
 
 def test_deleting_keeps_what_is_reached(params: Params):
@@ -215,13 +356,13 @@ def test_deleting_keeps_what_is_reached(params: Params):
     plan = planned(fewer)
     make_all(plan, RESULTS)
     before = {path: content for path, content in contents(Path("store")).items() if path in plan.reached()}
-    gone = [path for path, _ in unreached(plan)]
+    gone = [path for path, _ in unreached([plan])]
     assert gone
     remove_all(gone, plan.store)
     after = contents(Path("store"))
     assert {path: content for path, content in after.items() if path in plan.reached()} == before
     assert not set(gone).intersection(after)
-    assert unreached(plan) == []
+    assert unreached([plan]) == []
     assert all(plan.store.is_intact(job) for job in plan.jobs.values() if job.spec["stage"] != "tables")
 
 

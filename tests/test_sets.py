@@ -171,7 +171,7 @@ class ClaimedError(Exception):
     ("stage", "spec"),
     [
         ("prompts", {"strategy": "language_enhancement"}),
-        ("images", {}),
+        ("images", {"start": 0, "stop": 1}),
         ("embeddings", {"dtype": "float32"}),
         ("heads", {}),
     ],

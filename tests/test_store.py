@@ -1,8 +1,13 @@
 """The store's promises: one key per content, whole files or none, no record that vouches for other bytes."""
 
 import errno
+import fcntl
 import hashlib
 import json
+import os
+import signal
+import subprocess
+import sys
 import unicodedata
 from pathlib import Path
 
@@ -12,16 +17,20 @@ from hypothesis import strategies as st
 
 from pipeline_lib.errors import UserError
 from pipeline_lib.store import (
+    BESIDE,
     KEY_CHARACTERS,
     Artifact,
+    StorageError,
     Store,
     atomic_path,
     canonical_json,
     file_sha256,
     key_of,
     record_path,
+    remove_abandoned,
     result_record_path,
     slug,
+    storage_errors,
     write_json,
 )
 
@@ -195,6 +204,111 @@ def test_written_files_are_readable_by_others(tmp_path: Path):
     assert (tmp_path / "a.json").stat().st_mode == plain.stat().st_mode
 
 
+# Writes half a file at the path of its argument, says so, and waits.
+WRITER = """
+import sys, time
+from pathlib import Path
+from pipeline_lib.store import atomic_path
+with atomic_path(Path(sys.argv[1])) as temporary:
+    temporary.write_text("half")
+    print("written", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path: Path):
+    """In every folder, links to other disks included; files of other origin stay."""
+    folder, disk = tmp_path / "store", tmp_path / "disk"
+    (folder / "stage").mkdir(parents=True)
+    disk.mkdir()
+    (folder / "linked").symlink_to(disk)
+    others = [folder / "notes.tmp", folder / "stage" / ".hidden"]
+    for path in others:
+        path.write_text("mine")
+    places = [folder / "top.json", folder / "stage" / "a.json", folder / "linked" / "b.json"]
+    processes = [
+        subprocess.Popen([sys.executable, "-c", WRITER, str(place)], stdout=subprocess.PIPE) for place in places
+    ]
+    try:
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"written\n"
+        assert len(list(tmp_path.rglob(".*.tmp"))) == 3
+        assert remove_abandoned(folder) == []
+        for process, place in zip(processes, places, strict=True):
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            assert [path.parent for path in remove_abandoned(folder)] == [place.parent]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    assert all(path.exists() for path in others)
+    assert files(folder) | files(disk) == {"notes.tmp", "stage/.hidden"}
+
+
+def test_abandoned_files_of_no_folder_are_none(tmp_path: Path):
+    """Before the first run there is no store."""
+    assert remove_abandoned(tmp_path / "none") == []
+
+
+def test_a_file_taken_for_abandoned_before_it_was_locked_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Between its making and its locking another process may remove it: nothing is lost."""
+    taken = []
+    lock = fcntl.flock
+
+    def late(handle: int, how: int) -> None:
+        if not taken:
+            taken.extend(tmp_path.glob(".*.tmp"))
+            taken[0].unlink()
+        lock(handle, how)
+
+    monkeypatch.setattr("fcntl.flock", late)
+    with atomic_path(tmp_path / "file.txt") as temporary:
+        assert temporary.exists()
+        temporary.write_text("content")
+    assert len(taken) == 1
+    assert (tmp_path / "file.txt").read_text() == "content"
+
+
+# --- places that cannot be written to ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("number", "words"), [(errno.ENOSPC, "MB are free"), (errno.EDQUOT, "the quota is used up")])
+def test_a_full_disk_is_a_message_for_people(tmp_path: Path, number: int, words: str):
+    """Where, how much is left, that nothing finished is lost, and how to go on; it is still an OSError."""
+    store, target = Store(tmp_path / "store"), artifact()
+    with pytest.raises(OSError, match=words) as found, store.making(target):
+        raise OSError(number, os.strerror(number))
+    assert isinstance(found.value, UserError)
+    for text in (str(store.root), "What was finished stays", "pipeline_lib gc", "same command again"):
+        assert text in str(found.value)
+    assert not store.is_complete(target)
+
+
+def test_the_disk_that_is_full_is_named(tmp_path: Path):
+    """Not always the store's: a temporary folder may be full, too."""
+    other = tmp_path / "other"
+    other.mkdir()
+    with pytest.raises(StorageError, match=f"No space left in {other}"), storage_errors(tmp_path / "store"):
+        raise OSError(errno.ENOSPC, "No space left on device", str(other / "deep" / "file"))
+
+
+def test_only_what_cannot_be_written_below_the_folder_is_reported_so(tmp_path: Path):
+    """An image of a data set that may not be read, or a file that is not there, is another matter."""
+    store = tmp_path / "store"
+    with pytest.raises(StorageError, match="cannot be written: Read-only"), storage_errors(store):
+        raise OSError(errno.EROFS, "Read-only file system", str(store / "a"))
+    for error in (
+        PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "image.png")),
+        FileNotFoundError(errno.ENOENT, "No such file", str(store / "a")),
+        OSError(errno.EIO, "Input/output error"),
+    ):
+        with pytest.raises(type(error)) as found, storage_errors(store):
+            raise error
+        assert not isinstance(found.value, StorageError)
+
+
 # --- records ----------------------------------------------------------------------------------------------------------
 
 
@@ -239,6 +353,33 @@ def test_unreadable_record_is_no_record(tmp_path: Path, damage: str):
     assert not store.is_complete(target)
 
 
+def test_a_bit_that_flips_anywhere_in_a_record_is_noticed(tmp_path: Path):
+    """A record with another letter is still JSON; its own digest says that it is not the one that was written."""
+    store, target = Store(tmp_path), artifact({"name": "é", "numbers": [0.1, 1e-7]})
+    with store.making(target, {"by_number": {2: "a", 10: "b"}}) as path:
+        path.write_text("content")
+    file = record_path(store.path(target))
+    whole = file.read_bytes()
+    assert store.record(target) is not None
+    for at in range(len(whole)):
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        found = store.record(target)
+        assert found is None or whole[at : at + 1].isspace(), whole[:at]
+    old = {name: value for name, value in json.loads(whole).items() if name != "check"}
+    file.write_text(json.dumps(old))
+    assert store.is_intact(target)  # records of the first versions have no digest
+
+
+def test_a_record_at_another_place_is_not_of_the_store(tmp_path: Path):
+    """A copy does not vouch for the original."""
+    store, target = Store(tmp_path), artifact()
+    make(store, target)
+    copy = store.path(target).with_name("copy.json")
+    copy.write_bytes(store.path(target).read_bytes())
+    record_path(copy).write_bytes(record_path(store.path(target)).read_bytes())
+    assert [record.path for record in store.records()] == [target.path]
+
+
 def test_completeness_needs_size_and_key_and_intactness_the_digest(tmp_path: Path):
     """A truncated file is not complete; a flipped bit shows when hashed; another spec is not this one."""
     store, target = Store(tmp_path), artifact({"x": 1})
@@ -256,20 +397,40 @@ def test_completeness_needs_size_and_key_and_intactness_the_digest(tmp_path: Pat
     assert not store.is_complete(target)
 
 
-def test_old_record_never_vouches_for_new_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Where the process dies between content and record, the artifact is unfinished: never old record, new bytes."""
+@pytest.mark.parametrize("at", ["write_json", "Path.replace"])
+@pytest.mark.parametrize("old", [None, "old bytes", "new bytes"])
+def test_wherever_making_ends_a_record_vouches_for_its_own_bytes_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str, old: str | None
+):
+    """Where the process dies before, or between record and content: no file without a record, none with another's."""
     store, target = Store(tmp_path), artifact()
-    make(store, target, "old bytes")
+    if old is not None:
+        make(store, target, old)
 
     def die(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pipeline_lib.store.write_json", die)
+    if at == "write_json":
+        monkeypatch.setattr("pipeline_lib.store.write_json", die)
+    else:
+        replace = Path.replace
+
+        def die_at_content(self: Path, to: Path) -> None:
+            if to == store.path(target):
+                raise KeyboardInterrupt
+            replace(self, to)
+
+        monkeypatch.setattr(Path, "replace", die_at_content)
     with pytest.raises(KeyboardInterrupt):
         make(store, target, "new bytes")
-    assert store.path(target).read_text() == "new bytes"
-    assert store.record(target) is None
-    assert not store.is_complete(target)
+    if old == "new bytes":  # made again as it was: never away
+        assert store.is_intact(target)
+    else:
+        assert not store.path(target).exists()
+        assert not store.is_complete(target)
+    monkeypatch.undo()
+    make(store, target, "new bytes")
+    assert store.is_intact(target)
 
 
 def test_failed_making_keeps_the_finished_artifact(tmp_path: Path):
@@ -310,6 +471,22 @@ def test_results_keep_their_record_out_of_the_way(tmp_path: Path):
         path.write_text("a,b\n")
     assert files(tmp_path) == {"results/table1.csv", "results/.records/table1.csv.record.json"}
     assert json.loads(result_record_path(out).read_text())["sha256"] == file_sha256(out)
+
+
+def test_the_record_of_a_result_vouches_for_what_comes_with_it(tmp_path: Path):
+    """The Markdown, numbers and pictures of the same name; not other files, and nothing beside artifacts."""
+    store, table = Store(tmp_path / "store"), artifact()
+    out = tmp_path / "results" / "table1.csv"
+    for name in ("table1.md", "table1.svg", "table1.txt", "table2.md"):
+        write_json(out.with_name(name), {"name": name})
+    with store.making(table, {"n": 1}, path=out) as path:
+        path.write_text("a,b\n")
+    expected = {name: file_sha256(out.with_name(name)) for name in ("table1.md", "table1.svg")}
+    assert json.loads(result_record_path(out).read_text())["details"] == {"n": 1, BESIDE: expected}
+    store.path(table).parent.mkdir(parents=True)
+    store.path(table).with_suffix(".md").write_text("not of this artifact")
+    make(store, table)
+    assert store.record(table).details == {"device": "cpu"}
 
 
 def test_specs_are_written_again_only_when_they_differ(tmp_path: Path):

@@ -16,10 +16,16 @@ from pipeline_lib import devices, timings
 from pipeline_lib.config import load_config
 from pipeline_lib.errors import UserError
 from pipeline_lib.images import ENCODING_THREADS
+from pipeline_lib.model_cards import require_intact
 from pipeline_lib.plan import Plan
+from pipeline_lib.presence import clear_remains
 from pipeline_lib.readiness import not_here_yet, require_ready
+from pipeline_lib.store import remove_abandoned
+from pipeline_lib.yaml_files import read_yaml
 
 try:
+    for file in workflow.configfiles:  # Snakemake has read it; this refuses what YAML lets slip, such as a key twice
+        read_yaml(Path(file))
     PLAN = Plan(load_config(config, source=" + ".join(map(str, workflow.configfiles))))
 except UserError as error:
     raise WorkflowError(str(error)) from None
@@ -36,6 +42,13 @@ GPU = 1 if PLAN.config.device == "cuda" else 0
 STARTED = time.time()
 SAMPLES = sorted({pair for table in PLAN.tables for pair in PLAN.sample_sheets(table)})
 SAMPLE_JOBS = {f"{dataset}.{strategy}": PLAN.samples(dataset, strategy) for dataset, strategy in SAMPLES}
+
+
+if workflow.is_main_process and not clear_remains(Path(".snakemake"), [Path(STORE), Path(RESULTS)]):
+    print(
+        "Another run works in this folder. Where it makes the same files, this one ends; let it end first.",
+        file=sys.stderr,
+    )
 
 
 wildcard_constraints:
@@ -92,11 +105,14 @@ def artifacts_to_make():
 
 onstart:
     try:
+        require_intact(PLAN.config.models)
         require_ready(PLAN, artifacts_to_make())
         require_gpu()
+        PLAN.store.write_specs(PLAN.jobs.values())
     except UserError as error:
         raise WorkflowError(str(error)) from None
-    PLAN.store.write_specs(PLAN.jobs.values())
+    for folder in (STORE, RESULTS):  # what killed runs left half-written
+        remove_abandoned(Path(folder))
 
 
 def outdated_results():

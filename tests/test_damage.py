@@ -1,0 +1,173 @@
+"""Damage to any kind of artifact is found and named; what can be made again is made again alone, byte for byte."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_project import changed, draw_shapes, own_dataset, planned, small_params
+
+from pipeline_lib import stages
+from pipeline_lib.maintenance import remove_all, verify_store
+from pipeline_lib.plan import Plan
+from pipeline_lib.store import RECORD_SUFFIX, Store, record_path, result_record_path
+
+RESULTS = Path("results")
+TABLES = ("table1", "figure1")
+SHEET = RESULTS / "samples" / "shapes.basic.png"
+Params = dict[str, Any]
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "flipped bit": flip,
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "emptied": lambda path: path.write_bytes(b""),
+    "deleted": Path.unlink,
+}
+# A file of every stage, and a set's receipt.
+KINDS = (
+    *("prompts", "images", "shots", "real_images", "embeddings", "heads", "scores", "manifests", "classifiers"),
+    *("few_shot", "batch_norm", "predictions", "metrics", "few_shot_metrics", "receipt"),
+)
+RESULT_FILES = ("table1.csv", "table1.md", "table1.json", *(f"figure1.{end}" for end in ("csv", "md", "json", "png")))
+ALL_RESULTS = (*RESULT_FILES, "figure1.svg", "samples/shapes.basic.png")
+
+
+def run(plan: Plan) -> None:
+    """Make what is missing, by the names of the files, as Snakemake would."""
+    for job in plan.jobs.values():
+        if job.spec["stage"] in stages.STAGES and not plan.store.path(job).exists():
+            stages.STAGES[job.spec["stage"]](job, plan.store)
+    for name in TABLES:
+        if not all((RESULTS / file).exists() for file in ALL_RESULTS if file.startswith(name)):
+            stages.tables(plan.tables[name], plan.store, RESULTS / f"{name}.csv")
+    if not SHEET.exists():
+        stages.samples(plan.samples("shapes", "basic"), plan.store, SHEET)
+
+
+@pytest.fixture(scope="module")
+def params(tiny_models: dict[str, str]) -> Params:
+    own = {"shapes": {**own_dataset(Path("test")), "train_folder": "train"}}
+    small = small_params(tiny_models, Path("test"))
+    return changed(small, own_datasets=own, few_shot__datasets=["shapes"], few_shot__ablation_dataset="shapes")
+
+
+@pytest.fixture(scope="module")
+def plan(params: Params, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plan]:
+    """A finished project with real shots; the working folder is its folder. Each test leaves it whole."""
+    folder = tmp_path_factory.mktemp("damage")
+    draw_shapes(folder / "test", 3)
+    draw_shapes(folder / "train", 4, seed=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        plan = planned(params)
+        run(plan)
+        yield plan
+
+
+def file_of(plan: Plan, kind: str) -> str:
+    """Path in the store of an artifact of a kind, the last one that is planned."""
+    if kind == "receipt":
+        return plan.stage("images")[-1].path
+    job = plan.stage(kind)[-1]
+    return (job.members or (job,))[-1].path
+
+
+def everything() -> dict[Path, bytes]:
+    """Artifacts and results; without records, which tell the time."""
+    return {
+        path: path.read_bytes()
+        for folder in (Path("store"), RESULTS)
+        for path in folder.rglob("*")
+        if path.is_file() and not path.name.endswith(RECORD_SUFFIX) and ".locks" not in path.parts
+    }
+
+
+def test_every_stage_is_among_the_kinds(plan: Plan):
+    """So that a new one is damaged here, too; and an intact project has no faults."""
+    assert set(stages.STAGES) <= set(KINDS)
+    found = verify_store(plan.store, RESULTS)
+    assert (found.faults, found.dependants, found.elsewhere) == ([], [], [])
+    assert set(ALL_RESULTS) == {
+        path.relative_to(RESULTS).as_posix()
+        for path in RESULTS.rglob("*")
+        if path.is_file() and ".records" not in path.parts
+    }
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_damage_to_an_artifact_is_found_and_named(plan: Plan, kind: str, damage: str, tmp_path: Path):
+    """It alone, as damaged itself."""
+    name = file_of(plan, kind)
+    path = plan.store.path(name)
+    shutil.copy2(path, tmp_path / "whole")
+    DAMAGES[damage](path)
+    try:
+        found = verify_store(plan.store, RESULTS)
+    finally:
+        shutil.copy2(tmp_path / "whole", path)
+    assert found.faulty == [name]
+    assert len(found.faults) == 1
+    assert name in found.faults[0]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", ALL_RESULTS)
+def test_damage_to_a_result_is_found_and_named(plan: Plan, name: str, damage: str, tmp_path: Path):
+    """A table with all its files, and the pictures; the damaged file is named."""
+    path = RESULTS / name
+    shutil.copy2(path, tmp_path / "whole")
+    DAMAGES[damage](path)
+    try:
+        found = verify_store(plan.store, RESULTS)
+    finally:
+        shutil.copy2(tmp_path / "whole", path)
+    recorded = path if path.suffix == ".csv" or "samples" in path.parts else path.with_suffix(".csv")
+    assert (found.faulty, found.dependants) == ([str(recorded)], [])
+    assert len(found.faults) == 1
+    assert str(path) in found.faults[0]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("kind", ["images", "receipt", "few_shot", "result"])
+def test_damage_to_a_record_is_found_and_named(plan: Plan, kind: str, damage: str, tmp_path: Path):
+    """Bytes that no record vouches for are not finished. Of a result without record, nothing is known: a run makes it
+    again, because it is not the planned one."""
+    path = RESULTS / "table1.csv" if kind == "result" else plan.store.path(file_of(plan, kind))
+    record = result_record_path(path) if kind == "result" else record_path(path)
+    shutil.copy2(record, tmp_path / "whole")
+    DAMAGES[damage](record)
+    try:
+        found = verify_store(plan.store, RESULTS)
+        current = plan.store.is_current(path, plan.tables["table1"])
+    finally:
+        shutil.copy2(tmp_path / "whole", record)
+    if kind == "result" and damage == "deleted":
+        assert not current
+    else:
+        assert found.faulty == [str(path) if kind == "result" else plan.store.relative(path)]
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "results"])
+def test_what_was_damaged_is_made_again_alone(plan: Plan, params: Params, kind: str):
+    """With what rests on it, byte for byte; all else is not touched."""
+    before = everything()
+    times = {path: path.stat().st_mtime_ns for path in before}
+    flip(RESULTS / "figure1.svg" if kind == "results" else plan.store.path(file_of(plan, kind)))
+    found = verify_store(plan.store, RESULTS)
+    remove_all(found.faulty + found.dependants, plan.store)
+    removed = before.keys() - everything().keys()
+    assert removed
+    run(planned(params))
+    assert everything() == before
+    assert {path for path in before if path.stat().st_mtime_ns != times[path]} <= removed
+    found = verify_store(Store(Path("store")), RESULTS)
+    assert (found.faults, found.dependants) == ([], [])

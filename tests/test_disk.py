@@ -1,0 +1,174 @@
+"""A disk that is full, or that may not be written to: a message, nothing finished lost, and the run goes on later."""
+
+import errno
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_generator import FakeGenerator
+from small_project import changed, planned
+from workflow_project import Project
+
+from pipeline_lib import stages
+from pipeline_lib.cli import run_stage
+from pipeline_lib.plan import Plan
+from pipeline_lib.sets import make_set
+from pipeline_lib.store import StorageError
+
+Params = dict[str, Any]
+Mount = Callable[[str], None]
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[tuple[Path, Mount]]:
+    """An empty file system of its own, and what mounts it again with other options (`size=1m`, `ro`)."""
+    place = tmp_path / "disk"
+    place.mkdir()
+
+    def mount(*options: str) -> subprocess.CompletedProcess[str]:
+        command = ["mount", "-t", "tmpfs", "-o", ",".join(options), "none", str(place)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    try:
+        made = mount("size=600k")
+    except FileNotFoundError:
+        pytest.skip("there is no `mount` here")
+    if made.returncode:
+        pytest.skip(f"a small file system cannot be mounted here: {made.stderr.strip()}")
+
+    def again(options: str) -> None:
+        done = mount("remount", *options.split(","))
+        assert done.returncode == 0, done.stderr
+
+    yield place, again
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+@pytest.fixture
+def generator(monkeypatch: pytest.MonkeyPatch) -> FakeGenerator:
+    """What the stage loads: draws noise, which takes some 12 kB an image."""
+    generator = FakeGenerator(size=64)
+    monkeypatch.setattr("pipeline_lib.generators.load_generator", lambda *_, **__: generator)
+    return generator
+
+
+def ready(params: Params, store: Path) -> Plan:
+    """A plan for more than the small disk holds, whose basic prompts are written."""
+    plan = planned(changed(params, store=str(store), images__per_class=24, images__per_shard=4, images__batch_size=4))
+    for prompts in plan.prompts("basic"):
+        stages.prompts(prompts, plan.store)
+    plan.store.write_specs(plan.images("shapes", "basic"))
+    return plan
+
+
+def draw(plan: Plan) -> None:
+    """The job of the plan's basic images, as the workflow runs it."""
+    (images,) = plan.images("shapes", "basic")
+    run_stage("images", plan.store.spec_path(images), plan.store.path(images), plan.store.root)
+
+
+def shards(plan: Plan) -> dict[str, bytes]:
+    (images,) = plan.images("shapes", "basic")
+    return {unit.path: plan.store.path(unit).read_bytes() for unit in images.members if plan.store.is_intact(unit)}
+
+
+def test_generation_stops_on_a_full_disk_and_goes_on_when_there_is_room(
+    params: Params, tmp_path: Path, disk: tuple[Path, Mount], generator: FakeGenerator
+):
+    """The message says what is missing. What was finished stays; afterwards only the rest is drawn."""
+    place, mount = disk
+    plan = ready(params, place / "store")
+    with pytest.raises(StorageError, match=r"No space left in .*MB are free.*What was finished stays.*Make room"):
+        draw(plan)
+    finished = shards(plan)
+    times = {path: plan.store.path(path).stat().st_mtime_ns for path in finished}
+    assert 0 < len(finished) < 18
+    assert not list(place.rglob("*.tmp"))
+    (images,) = plan.images("shapes", "basic")
+    assert not plan.store.path(images).exists()
+    n_drawn = generator.n_drawn
+    with pytest.raises(StorageError, match="No space left"):  # still full
+        draw(plan)
+    assert finished.items() <= shards(plan).items()
+
+    mount("size=8m")
+    n_left = 18 - len(shards(plan))
+    n_drawn = generator.n_drawn
+    draw(plan)
+    assert generator.n_drawn - n_drawn == 4 * n_left
+    assert {path: plan.store.path(path).stat().st_mtime_ns for path in finished} == times
+    elsewhere = ready(params, tmp_path / "roomy")
+    draw(elsewhere)
+    assert shards(plan) == shards(elsewhere)
+    assert plan.store.path(images).read_bytes() == elsewhere.store.path(images).read_bytes()
+
+
+def test_a_disk_without_room_for_a_lock_is_full_too(params: Params, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Nothing is drawn that could not be kept."""
+    plan = ready(params, tmp_path / "store")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("filelock.FileLock.acquire", full)
+    (images,) = plan.images("shapes", "basic")
+    with pytest.raises(StorageError, match="No space left"):
+        make_set(images, plan.store, lambda _: pytest.fail("nothing must be drawn"))
+
+
+def test_no_room_for_the_timing_of_a_job_is_no_failure(
+    params: Params, tmp_path: Path, generator: FakeGenerator, monkeypatch: pytest.MonkeyPatch
+):
+    """What was made counts."""
+    plan = ready(params, tmp_path / "store")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("pipeline_lib.timings.append", full)
+    draw(plan)
+    assert len(shards(plan)) == 18
+
+
+def test_a_read_only_store_is_named(params: Params, disk: tuple[Path, Mount], generator: FakeGenerator):
+    """With the permission that is missing; nothing is drawn."""
+    place, mount = disk
+    plan = ready(params, place / "store")
+    mount("ro")
+    with pytest.raises(StorageError, match=r"disk/store/\S+ cannot be written: Read-only file system.*permission"):
+        draw(plan)
+    assert generator.n_drawn == 0
+    with pytest.raises(StorageError, match=r"disk/store/specs/\S+ cannot be written"):
+        plan.store.write_specs(plan.prompts("language_enhancement"))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_store_of_another_user_is_named(params: Params, tmp_path: Path, generator: FakeGenerator):
+    """Without the right to write in its folder."""
+    plan = ready(params, tmp_path / "store")
+    folders = [plan.store.root, *(path for path in plan.store.root.rglob("*") if path.is_dir())]
+    for folder in folders:
+        folder.chmod(0o555)
+    try:
+        with pytest.raises(StorageError, match=r"store/\S+ cannot be written: Permission denied"):
+            draw(plan)
+    finally:
+        for folder in folders:
+            folder.chmod(0o755)
+    assert generator.n_drawn == 0
+
+
+def test_a_run_on_a_read_only_store_does_not_start(params: Params, tmp_path: Path, disk: tuple[Path, Mount]):
+    """Snakemake prints the message, without a traceback."""
+    pytest.importorskip("snakemake")
+    place, mount = disk
+    folder = tmp_path / "work"
+    folder.mkdir()
+    mount("ro")
+    done = Project(folder, params).snakemake("results/table1.csv", params=changed(params, store=str(place / "store")))
+    assert done.returncode == 1
+    assert "cannot be written: Read-only file system" in done.stderr
+    assert "Traceback" not in done.stderr
