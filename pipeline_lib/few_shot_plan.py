@@ -1,7 +1,7 @@
-"""The few-shot part of the plan: real shots, the synthetic images that rest on them, what is fitted to both.
+"""The few-shot part of the plan: what is fitted to real shots and synthetic images (see `few_shot_images`).
 
-shots -> images of the shots -> guided images -> embeddings -> few_shot (classifiers) -> predictions -> metrics ->
-Figure 1, Tables 5 to 7, findings. All seeds and numbers of shots of one method on one data set are one job.
+embeddings -> few_shot (classifiers) -> predictions -> metrics -> Figure 1, Tables 5 to 7, findings. All seeds and
+numbers of shots of one method on one data set are one job.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipeline_lib.datasets.units import shot_images_spec, shots_spec
-from pipeline_lib.graph import blocks, once, paths_of, sets_with
+from pipeline_lib import batch_norm_plan
+from pipeline_lib.few_shot_images import FewShotImages
+from pipeline_lib.graph import once, paths_of
 from pipeline_lib.methods import (
     CT_INIT,
     CT_SYN_RF,
@@ -18,29 +19,19 @@ from pipeline_lib.methods import (
     TABLE5_METHODS,
     TABLE7_METHODS,
     FewShotMethod,
-    Method,
 )
-from pipeline_lib.records import Strategy
 from pipeline_lib.store import Artifact
 
 if TYPE_CHECKING:
     from pipeline_lib.plan import Plan
 
-DRAWN = 16  # shots that are drawn at least: fewer, or again as many, are the same draw
-SAMPLES_PER_START = 3  # guided images of a shot on a contact sheet, for each number of shots
-SAMPLED_CLASSES = 20
 
-
-class FewShotPlan:
+class FewShotPlan(FewShotImages):
     """The artifacts of Figure 1 and Tables 5 to 7, jobs of `plan`. `tables` is empty where no data set is asked for."""
 
     def __init__(self, plan: Plan):
-        self.plan = plan
-        self.config = plan.config.few_shot
+        super().__init__(plan)
         self.datasets = [name for name in self.config.datasets if name in plan.config.datasets]
-        self.encoder = next(iter(plan.encoders))
-        # The paper's best strategy without shots, as far as the study has it.
-        self._filtered = plan.config.prompts.strategy == "language_enhancement"
         self.tables = {}
         if self.datasets:
             asked = self.config.ablation_dataset
@@ -63,7 +54,7 @@ class FewShotPlan:
             for made in (
                 *self.shot_embeddings(name),
                 *self.guided_embeddings(name),
-                *self.plan.embeddings(name, self._strategy, self.encoder),
+                *self.plan.embeddings(name, self.strategy, self.encoder),
             )
         ]
         split = self.plan.config.evaluation.split
@@ -77,10 +68,10 @@ class FewShotPlan:
     def _table6_cells(self) -> list[Artifact]:
         dataset = self.ablation_dataset
         return [
-            self._batch_norm_cells(dataset, "real"),
+            batch_norm_plan.trained_on_real(self, dataset),
             self.cells(dataset, CT_INIT),
-            self._batch_norm_cells(dataset, "synthetic"),
-            self._synthetic_cells(dataset),
+            batch_norm_plan.trained_on_synthetic(self, dataset),
+            batch_norm_plan.frozen_on_synthetic(self, dataset),
         ]
 
     def _table7_cells(self) -> list[Artifact]:
@@ -111,177 +102,7 @@ class FewShotPlan:
     def sample_sheets(self, table: str) -> Iterator[tuple[str, str]]:
         """The (data set, kind of images) pairs that a table rests on."""
         names = self.datasets if table in ("figure1", "findings") else [self.ablation_dataset]
-        yield from ((name, kind) for name in names for kind in (self._strategy, "real_guidance"))
-
-    def samples(self, dataset: str) -> Artifact:
-        """Contact sheet of guided images: of some classes the first shot, and what was drawn from it."""
-        drawn, real = self.shots(dataset).members[0], self.shot_images(dataset).members[0]
-        classes = self.plan.class_prompts(self.plan.dataset(dataset), self._strategy)
-        shown = classes[:: -(-len(classes) // SAMPLED_CLASSES)]
-        guided = [
-            [self._guided_shards(prompts, dataset, n_shots, seed_number=0)[0] for n_shots in self.config.shots]
-            for prompts in shown
-        ]
-        shards = [shard for row in guided for shard in row]
-        sets = [made for n_shots in self.config.shots for made in self.guided_images(dataset, n_shots)]
-        spec = {
-            "dataset": dataset,
-            "strategy": "real_guidance",
-            "shots": drawn.path,
-            "real_images": real.path,
-            "images": [paths_of(row) for row in guided],
-            "per_class": SAMPLES_PER_START,
-        }
-        return self.plan.job(
-            "samples",
-            f"{dataset}.real_guidance",
-            spec,
-            suffix=".png",
-            inputs=[drawn.path, real.path, *paths_of(shards)],
-            after=paths_of([self.shots(dataset), self.shot_images(dataset), *sets_with(shards, sets)]),
-        )
-
-    # --- real shots ---------------------------------------------------------------------------------------------------
-
-    @once
-    def shots(self, dataset: str) -> Artifact:
-        """Which real training images each seed draws: one small JSON file a seed, made by one job."""
-        return self.plan.set("shots", dataset, [self._drawn(dataset, seed) for seed in self.config.seeds])
-
-    def _drawn(self, dataset: str, seed: int) -> Artifact:
-        definition, config = self.plan.dataset(dataset), self.plan.config
-        spec, location = shots_spec(
-            definition,
-            config,
-            self.plan.digests,
-            seed=seed,
-            n_shots=max(DRAWN, *self.config.shots),
-            n_validation=self.config.validation_per_class,
-        )
-        location = {**location, "at_least": max(self.config.shots)}
-        return self.plan.unit("shots", dataset, spec, suffix=".json", location=location)
-
-    @once
-    def shot_images(self, dataset: str) -> Artifact:
-        """The images that were drawn: a shard a seed."""
-        units = []
-        for drawn in self.shots(dataset).members:
-            definition, config = self.plan.dataset(dataset), self.plan.config
-            spec, location = shot_images_spec(definition, config, self.plan.digests, shots=drawn.path)
-            units.append(
-                self.plan.unit("real_images", f"{dataset}.shots", spec, location=location, inputs=[drawn.path])
-            )
-        return self.plan.set("real_images", f"{dataset}.shots", units, after=[self.shots(dataset).path])
-
-    @once
-    def shot_embeddings(self, dataset: str) -> list[Artifact]:
-        """Features of the images that were drawn."""
-        images = self.shot_images(dataset)
-        return [self.plan.features(f"{dataset}.shots", images.members, self.encoder, [images.path])]
-
-    # --- synthetic images ---------------------------------------------------------------------------------------------
-
-    @property
-    def _strategy(self) -> Strategy:
-        return self.plan.config.prompts.strategy
-
-    @once
-    def guided_images(self, dataset: str, n_shots: int) -> list[Artifact]:
-        """Images that start from the real shots: per job some classes, of all seeds."""
-        prompt_sets = self.plan.prompt_set_of(self._strategy)
-        classes = self.plan.class_prompts(self.plan.dataset(dataset), self._strategy)
-        return [
-            self.plan.set(
-                "images",
-                f"{dataset}.real_guidance_{n_shots}",
-                [
-                    shard
-                    for prompts in block
-                    for number in range(len(self.config.seeds))
-                    for shard in self._guided_shards(prompts, dataset, n_shots, number)
-                ],
-                after=dict.fromkeys(
-                    [*(prompt_sets[prompts.path] for prompts in block), *self._references_made(dataset)]
-                ),
-            )
-            for block in blocks(classes, self.plan.config.images.classes_per_job)
-        ]
-
-    def _references_made(self, dataset: str) -> list[str]:
-        return [self.shots(dataset).path, self.shot_images(dataset).path]
-
-    @once
-    def _guided_shards(self, prompts: Artifact, dataset: str, n_shots: int, seed_number: int) -> list[Artifact]:
-        drawn = self.shots(dataset).members[seed_number].path
-        real = self.shot_images(dataset).members[seed_number].path
-        guidance = {
-            "start": self.config.real_guidance.starts[self.config.shots.index(n_shots)],
-            "n_shots": n_shots,
-            "shots": drawn,
-            "images": real,
-        }
-        kind = f"{self._strategy}.real_guidance"
-        return self.plan.image_shards(prompts, kind, self.config.images_per_class, guidance, [drawn, real])
-
-    @once
-    def guided_embeddings(self, dataset: str) -> list[Artifact]:
-        """Features of the guided images, of all numbers of shots and all seeds."""
-        sets = [made for n_shots in self.config.shots for made in self.guided_images(dataset, n_shots)]
-        set_of = {shard.path: images.path for images in sets for shard in images.members}
-        shards = [shard for images in sets for shard in images.members]
-        return [
-            self.plan.features(f"{dataset}.real_guidance", block, self.encoder, [set_of[shard.path] for shard in block])
-            for block in blocks(shards, self.plan.config.embeddings.shards_per_job)
-        ]
-
-    def _guided_features(self, dataset: str, n_shots: int, seed_number: int) -> list[str]:
-        """Paths of the features of the images that one run trains on."""
-        classes = self.plan.class_prompts(self.plan.dataset(dataset), self._strategy)
-        features_of = self._features_of_guided(dataset)
-        shards = [shard for prompts in classes for shard in self._guided_shards(prompts, dataset, n_shots, seed_number)]
-        return [features_of[shard.path] for shard in shards]
-
-    @once
-    def _features_of_guided(self, dataset: str) -> dict[str, str]:
-        """Path of the features of each shard."""
-        return {unit.spec["images"]: unit.path for made in self.guided_embeddings(dataset) for unit in made.members}
-
-    @once
-    def _manifest(self, dataset: str, n_shots: int | None = None, seed_number: int | None = None) -> Artifact:
-        """Which images of the basic strategy (B: prompts of the study, CLIP filter) are kept; with shots, those that
-        real filtering leaves (RF)."""
-        scores = self.plan.scores(dataset, self._strategy, self.encoder)
-        cut, at_most = self.plan.config.clip_filter, self.config.images_per_class
-        least = min(cut.min_per_class, at_most) if self._filtered else 0
-        threshold = cut.threshold if self._filtered else None
-        spec: dict[str, Any] = {
-            "scores": scores.path,
-            "head": scores.spec["head"],
-            "n_classes": len(self.plan.dataset(dataset).class_names),
-            "filter": {"threshold": threshold, "per_class": at_most, "min_per_class": least},
-            "seed": self.plan.config.seed,
-        }
-        kind, inputs, after = "few_shot", [scores.path], [scores.path]
-        if n_shots is not None and seed_number is not None:
-            (features,) = self.shot_embeddings(dataset)
-            drawn, shots = self.shots(dataset).members[seed_number], features.members[seed_number]
-            spec |= {
-                "class_names": self.plan.dataset(dataset).class_names,
-                "embeddings": scores.spec["embeddings"],
-                "real_filter": {
-                    "quantile": self.config.real_filter.quantile,
-                    "min_per_class": min(self.config.real_filter.min_per_class, at_most),
-                    "validation_per_class": self.config.validation_per_class,
-                    "n_shots": n_shots,
-                    "shots": drawn.path,
-                    "embeddings": shots.path,
-                },
-            }
-            kind = f"real_filter_{n_shots}"
-            inputs += [*scores.spec["embeddings"], drawn.path, shots.path]
-            after += [*scores.spec["embeddings"], self.shots(dataset).path, features.path]
-        name = f"{dataset}.{self._strategy}.{kind}.{self.encoder}"
-        return self.plan.job("manifests", name, spec, inputs=inputs, after=after)
+        yield from ((name, kind) for name in names for kind in (self.strategy, "real_guidance"))
 
     # --- classifiers, predictions, cells ------------------------------------------------------------------------------
 
@@ -334,10 +155,10 @@ class FewShotPlan:
             return {}, []
         if method.source == "rg":
             made = self.guided_embeddings(dataset)
-            return {"synthetic": self._guided_features(dataset, n_shots, seed_number)}, paths_of(made)
+            return {"synthetic": self.guided_features(dataset, n_shots, seed_number)}, paths_of(made)
         run = (n_shots, seed_number) if method.source == "rf" else (None, None)
-        manifest = self._manifest(dataset, *run)
-        embeddings = self.plan.scores(dataset, self._strategy, self.encoder).spec["embeddings"]
+        manifest = self.manifest(dataset, *run)
+        embeddings = self.plan.scores(dataset, self.strategy, self.encoder).spec["embeddings"]
         return {"manifest": manifest.path, "synthetic": embeddings}, [manifest.path, *embeddings]
 
     def _settings(self, method: FewShotMethod, n_classes: int) -> dict[str, Any]:
@@ -369,7 +190,9 @@ class FewShotPlan:
     def cells(self, dataset: str, method: FewShotMethod) -> Artifact:
         """A method's accuracies on a data set, at each number of shots."""
         classifiers = self.classifiers(dataset, method.name)
-        return self._cells(dataset, method.name, self._predictions(dataset, classifiers).path, classifiers.spec["runs"])
+        return self.cells_of(
+            dataset, method.name, self._predictions(dataset, classifiers).path, classifiers.spec["runs"]
+        )
 
     def _predictions(self, dataset: str, classifiers: Artifact) -> Artifact:
         plan = self.plan
@@ -389,7 +212,8 @@ class FewShotPlan:
             after=[*inputs, plan.heads(self.encoder).path],
         )
 
-    def _cells(self, dataset: str, method: str, predictions: str, runs: Sequence[dict[str, Any]]) -> Artifact:
+    def cells_of(self, dataset: str, method: str, predictions: str, runs: Sequence[dict[str, Any]]) -> Artifact:
+        """The accuracies of some predictions, whose columns are `runs` in this order (each with `shots` and `seed`)."""
         definition, config = self.plan.dataset(dataset), self.plan.config
         spec = {
             "dataset": dataset,
@@ -406,68 +230,6 @@ class FewShotPlan:
         }
         name = f"{dataset}.{method}.{self.encoder}"
         return self.plan.job("few_shot_metrics", name, spec, suffix=".json", inputs=[predictions])
-
-    # --- batch norm (Table 6) -----------------------------------------------------------------------------------------
-
-    def _synthetic_method(self) -> Method:
-        return Method(self._strategy, self._filtered, self.plan.config.tuning.loss)
-
-    def _synthetic_cells(self, dataset: str) -> Artifact:
-        """Batch norm frozen, synthetic images alone: the classifier of Table 1."""
-        predictions = self.plan.predictions(dataset, self._synthetic_method(), self.encoder)
-        runs = [{"shots": 0, "seed": seed} for seed in sorted(self.plan.config.tuning.seeds)]
-        return self._cells(dataset, "bn_syn_frozen", predictions.path, runs)
-
-    def _batch_norm_cells(self, dataset: str, data: str) -> Artifact:
-        """Batch norm in train mode: images pass through the encoder, and its statistics change with them."""
-        plan = self.plan
-        head = plan.head(dataset, self.encoder)
-        tested = plan.real_images(dataset, plan.config.evaluation.split)
-        spec: dict[str, Any] = {
-            "class_names": plan.dataset(dataset).class_names,
-            "head": head.path,
-            "encoder": plan.encoders[self.encoder],
-            "dtype": plan.config.embeddings.dtype,
-            "tested": paths_of(tested.members),
-        }
-        after = [tested.path, plan.heads(self.encoder).path]
-        inputs = [head.path, *spec["tested"]]
-        if data == "real":
-            n_shots = max(self.config.shots)
-            drawn, real = self.shots(dataset).members, self.shot_images(dataset).members
-            spec["runs"] = [
-                {"shots": n_shots, "seed": seed, "drawn": one.path, "images": [images.path]}
-                for seed, one, images in zip(self.config.seeds, drawn, real, strict=True)
-            ]
-            tuning = self.config.tuning
-            spec["settings"] = tuning.model_dump(include={"epochs", "learning_rate", "weight_decay"})
-            spec["settings"]["batch_size"] = tuning.real_batch_size
-            after += self._references_made(dataset)
-            inputs += paths_of([*drawn, *real])
-        else:
-            classifier = plan.classifier(dataset, self._synthetic_method(), self.encoder)
-            sets = plan.images(dataset, self._strategy)
-            images = [shard.path for made in sets for shard in made.members]
-            soft = ("soft_target_weight", "temperature")
-            spec["runs"] = [
-                {"shots": 0, "seed": seed, "manifest": classifier.spec["manifest"], "images": images}
-                for seed in classifier.spec["seeds"]
-            ]
-            spec["settings"] = {
-                name: classifier.spec[name]
-                for name in ("epochs", "learning_rate", "weight_decay", "batch_size", *soft)
-                if name in classifier.spec
-            }
-            spec["embeddings"] = classifier.spec["embeddings"]
-            after += [classifier.spec["manifest"], *classifier.spec["embeddings"], *paths_of(sets)]
-            inputs += [classifier.spec["manifest"], *classifier.spec["embeddings"], *images]
-        name = f"{dataset}.{data}.{self.encoder}"
-        location = plan.encoder_location(self.encoder)
-        job = plan.job(
-            "batch_norm", name, spec, location=location, inputs=dict.fromkeys(inputs), after=dict.fromkeys(after)
-        )
-        method = "bn_real_trained" if data == "real" else "bn_syn_trained"
-        return self._cells(dataset, method, job.path, spec["runs"])
 
 
 _METHODS = {method.name: method for method in (*FIGURE1_METHODS, *TABLE5_METHODS, *TABLE7_METHODS)}
