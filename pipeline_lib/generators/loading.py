@@ -77,8 +77,10 @@ def _text_to_image_class(folder: PipelineFolder) -> Any:
 
 
 def _require_library(component: Component) -> None:
-    """Raises `UserError` where a component comes from a module that is not diffusers' own: importing it runs code."""
-    if component.library not in _LIBRARIES and not hasattr(diffusers.pipelines, component.library):
+    """Raises `UserError` where a component comes from a module that is neither diffusers' own nor ours: importing it
+    runs code."""
+    ours = component.library.startswith(f"{GlidePipeline.__module__.rpartition('.')[0]}.")
+    if not ours and component.library not in _LIBRARIES and not hasattr(diffusers.pipelines, component.library):
         raise UserError(
             f"{KEY}: {str(component.folder.parent)!r} cannot be loaded: its component {component.name} is a class of "
             f"the Python module {component.library!r}, which would run other code; it was not imported. Name a model "
