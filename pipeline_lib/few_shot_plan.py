@@ -15,6 +15,7 @@ from pipeline_lib.graph import once, paths_of
 from pipeline_lib.methods import (
     CT_INIT,
     CT_SYN_RF,
+    FEW_SHOT_METHODS,
     FIGURE1_METHODS,
     TABLE5_METHODS,
     TABLE7_METHODS,
@@ -109,7 +110,7 @@ class FewShotPlan(FewShotImages):
     @once
     def classifiers(self, dataset: str, name: str) -> Artifact:
         """What one method fits, for every number of shots and every seed."""
-        method = _METHODS[name]
+        method = FEW_SHOT_METHODS[name]
         shots = [max(self.config.shots)] if method == CT_SYN_RF else self.config.shots
         runs, inputs, after = [], [], []
         (features,) = self.shot_embeddings(dataset)
@@ -230,6 +231,3 @@ class FewShotPlan(FewShotImages):
         }
         name = f"{dataset}.{method}.{self.encoder}"
         return self.plan.job("few_shot_metrics", name, spec, suffix=".json", inputs=[predictions])
-
-
-_METHODS = {method.name: method for method in (*FIGURE1_METHODS, *TABLE5_METHODS, *TABLE7_METHODS)}

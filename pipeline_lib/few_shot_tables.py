@@ -5,6 +5,7 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from pipeline_lib.methods import FEW_SHOT_METHODS
 from pipeline_lib.metrics.few_shot import Contrast, contrast
 from pipeline_lib.metrics.outcomes import Outcomes, Read
 from pipeline_lib.records import FewShotCells
@@ -69,7 +70,8 @@ _METRIC_NAMES = {
 @dataclass(frozen=True)
 class Encodes:
     """Images that went through the encoder for Figure 1, to learn from and to be tested on; and how many it would have
-    been if every run had encoded its own."""
+    been if every run had encoded its own: what it is fitted to and, where it chooses something, its validation images,
+    not what B's filter had to choose from."""
 
     made_training: int
     made_test: int
@@ -83,6 +85,15 @@ class Encodes:
             f"Encodes made: {made:,}, {self.made_training:,} of them to learn from; independent runs would make "
             f"{independent:,}{ratio}, {self.independent_training:,} of them to learn from"
         )
+
+
+def learned_from(cells: FewShotCells) -> int:
+    """Images that the runs of one of Figure 1's methods learn from: a run is given validation images whether its method
+    chooses something on them or not, and counts them only if it does."""
+    counted = ["n_real", "n_synthetic"]
+    if FEW_SHOT_METHODS[cells.method].uses_validation:
+        counted.append("n_validation")
+    return sum(run.get(name, 0) for cell in cells.cells for run in cell.runs for name in counted)
 
 
 def figure1(cells: Sequence[FewShotCells], read: Read) -> list[Row]:

@@ -45,6 +45,12 @@ class FewShotMethod:
     training: Training = "real"  # of `fit` tuning
     source: Source | None = None
 
+    @property
+    def uses_validation(self) -> bool:
+        """Whether it chooses something on validation images: steps, Tip-Adapter's alpha and beta, the probe's C, what
+        real filtering takes for too close."""
+        return self.fit in ("tuning_chosen", "tip_adapter", "tip_adapter_f", "linear_probe") or self.source == "rf"
+
 
 CT_INIT = FewShotMethod("ct_init")
 # The control that the paper lacks: on real shots alone, with as many steps as mix training if validation images say so.
@@ -60,3 +66,4 @@ TABLE7_METHODS = (
     FewShotMethod("real_then_syn", training="real_then_synthetic", source="rg"),
     CT_SYN,
 )
+FEW_SHOT_METHODS = {method.name: method for method in (*FIGURE1_METHODS, *TABLE5_METHODS, *TABLE7_METHODS)}

@@ -256,7 +256,7 @@ def few_shot_table(artifact: Artifact, store: Store, out: Path) -> None:
         encodes = few_shot_tables.Encodes(
             made_training=_n_images(store, spec["embeddings"]),
             made_test=_n_images(store, spec["embeddings_tested"]),
-            independent_training=sum(one.n_encodes_training for one in cells),
+            independent_training=sum(map(few_shot_tables.learned_from, cells)),
             independent_test=sum(one.n_encodes_test for one in cells),
         )
         log.info("%s", encodes)

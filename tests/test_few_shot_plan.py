@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 from small_project import SHAPES, changed, draw_shapes, planned
 
-from pipeline_lib.config import load_config
+from pipeline_lib.config import load_config, read_config
 from pipeline_lib.errors import UserError
 from pipeline_lib.methods import CT_INIT, CT_SYN, CT_SYN_B, CT_SYN_RF
 
 Params = dict[str, Any]
+ROOT = Path(__file__).resolve().parents[1]
 SHOTS, SEEDS = [1, 2], [0, 1]
 
 
@@ -161,3 +162,30 @@ def test_settings_that_do_not_go_together_are_refused(few: Params):
 def test_ct_init_needs_no_synthetic_image(few: Params):
     spec = planned(few).few_shot.classifiers("shapes", CT_INIT.name).spec
     assert all(run.keys() == {"shots", "seed", "drawn", "real"} for run in spec["runs"])
+
+
+def test_the_encodes_that_figure_1_counts_are_those_of_params_yaml():
+    """Counted by hand from the configuration: what runs that each encode their own would learn from, and be tested on."""
+    config = read_config(ROOT / "params.yaml")
+    few = config.few_shot
+    n_classes = {name: len(config.dataset(name).class_names) for name in few.datasets}
+    n_tested = sum(config.dataset(name).n_images["test"] or 0 for name in few.datasets)
+    n_runs, n_methods = len(few.shots) * len(few.seeds), 8
+    per_seed = {
+        "real": n_methods * sum(few.shots),
+        # The steps, alpha and beta of Tip-Adapter and Tip-Adapter-F, the C of the linear probe. CoOp chooses nothing.
+        "validation": 4 * sum(min(n, few.validation_per_class) for n in few.shots),
+        "synthetic": 2 * len(few.shots) * few.images_per_class,  # RG and B
+    }
+    learned_from = sum(n_classes.values()) * len(few.seeds) * sum(per_seed.values())
+    independent = learned_from + n_methods * n_runs * n_tested
+    shown = (ROOT / "results/figure1.md").read_text(encoding="utf-8")
+    assert f"independent runs would make {independent:,} " in shown
+    assert f", {learned_from:,} of them to learn from.\n" in shown
+    # Made: what each seed draws (16 shots at least), RG's own images for each run, Table 1's of each class once.
+    shot_images = sum(n_classes.values()) * len(few.seeds) * (max(few.shots) + few.validation_per_class)
+    guided = sum(n_classes.values()) * n_runs * few.images_per_class
+    assert n_classes["fine_grained"] == 5  # which are among the classes of `objects`, drawn alike
+    from_text = (sum(n_classes.values()) - 5) * config.images.per_class
+    made = shot_images + guided + from_text
+    assert f"Encodes made: {made + n_tested:,}, {made:,} of them to learn from; " in shown

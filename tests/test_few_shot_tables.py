@@ -15,6 +15,7 @@ from pipeline_lib.few_shot_tables import (
     as_markdown,
     as_metrics,
     figure1,
+    learned_from,
     table5,
     table6,
     table7,
@@ -125,6 +126,19 @@ def test_figure_1_for_people_has_a_column_for_each_number_of_shots():
     assert f"{made}independent runs would make 12,000 (8.0 times as many), 3,000 of them to learn from." in lines
     assert any("Study `small`, encoder `clip`" in line and "test images, mean of 3 seeds" in line for line in lines)
     assert "Encodes" not in as_markdown("figure1", rows, "small", study.cells)
+
+
+@pytest.mark.parametrize(
+    ("method", "n"),
+    [("ct_init", 7), ("coop", 7), ("tip_adapter", 12), ("tip_adapter_f", 12), ("linear_probe", 12)]
+    + [("ct_init_chosen", 12), ("ct_syn", 47), ("ct_syn_b", 47), ("ct_syn_rf", 52)],
+)
+def test_a_run_learns_from_its_validation_images_only_where_it_chooses_on_them(method, n):
+    """2 and 5 shots, 1 and 4 validation images, 15 and 25 synthetic ones: all runs are given validation images."""
+    runs = [{"n_real": 2, "n_validation": 1}, {"n_real": 5, "n_validation": 4}]
+    if method.startswith("ct_syn"):
+        runs = [run | {"n_synthetic": made} for run, made in zip(runs, (15, 25), strict=True)]
+    assert learned_from(FakeStudy().add("a", method, {1: share(50, 2)}, runs=runs)) == n
 
 
 def test_table_5():
