@@ -326,6 +326,7 @@ class Store:
 
         `path` is where the artifact goes if not at its place in the store (tables lie in the results folder); the
         digests of what was written beside it before, under the same name with another ending, are recorded too.
+        A result that comes out as it was, of the same inputs, keeps its record: git, which holds both, sees no change.
         `details` are what the run knows and the spec does not (device, batch size): they go into the record. Inputs
         must be complete; their digests are recorded. Raises `StorageError` where the place cannot be written to.
         """
@@ -354,8 +355,9 @@ class Store:
                 # An old record must never vouch for new bytes, nor a new one for old bytes.
                 record_file.unlink(missing_ok=True)
                 path.unlink()
-            # Before the artifact: one that is there has its record, wherever the process is killed.
-            write_json(record_file, checked(record).model_dump())
+            if place == artifact.path or not _tells_the_same(read_record(path), record):
+                # Before the artifact: one that is there has its record, wherever the process is killed.
+                write_json(record_file, checked(record).model_dump())
 
     def require(self, artifact: Artifact) -> list[Input]:
         """The inputs of an artifact with their digests. Raises `UserError` for one that is not there."""
@@ -429,6 +431,16 @@ def _digests_beside(result: Path) -> dict[str, str]:
 def checked(record: Record) -> Record:
     """The record with the digest of its other fields: one flipped bit in it, and it vouches for nothing."""
     return record.model_copy(update={"check": key_of(json.loads(record.model_dump_json(exclude={"check"})))})
+
+
+def _tells_the_same(old: Record | None, new: Record) -> bool:
+    """Whether two records differ at most in when, for how long and with which versions the same was made."""
+    circumstances = {"check", "created", "versions", "wall_time_s"}
+
+    def told(record: Record) -> str:
+        return canonical_json(record.model_dump(mode="json", exclude=circumstances))
+
+    return old is not None and told(old) == told(new)
 
 
 def read_record(path: Path) -> Record | None:

@@ -26,6 +26,7 @@ from pipeline_lib.store import (
     canonical_json,
     file_sha256,
     key_of,
+    read_record,
     record_path,
     remove_abandoned,
     result_record_path,
@@ -487,6 +488,37 @@ def test_the_record_of_a_result_vouches_for_what_comes_with_it(tmp_path: Path):
     store.path(table).with_suffix(".md").write_text("not of this artifact")
     make(store, table)
     assert store.record(table).details == {"device": "cpu"}
+
+
+def test_a_result_that_comes_out_as_it_was_keeps_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Made again at another time, with another version of a library: nothing that git would show."""
+    store, source = Store(tmp_path / "store"), artifact(name="source")
+    table, out = artifact({"b": 2, "a": 1}, inputs=(source.path,)), tmp_path / "results" / "table1.csv"
+    out.parent.mkdir()
+
+    def result(content: str = "1\n", beside: str = "| 1 |", source_content: str = "content", table: Artifact = table):
+        make(store, source, source_content)
+        out.with_suffix(".md").write_text(beside)
+        with store.making(table, {"n": 1}, path=out) as path:
+            path.write_text(content)
+        record = read_record(out)
+        assert record is not None and record.sha256 == file_sha256(out)
+        assert [entry.sha256 for entry in record.inputs] == [file_sha256(store.path(source))]
+        assert record.details[BESIDE] == {"table1.md": file_sha256(out.with_suffix(".md"))}
+        return result_record_path(out).read_bytes()
+
+    first = result()
+    monkeypatch.setattr("pipeline_lib.store.time.strftime", lambda *_: "2030-01-01T00:00:00Z")
+    monkeypatch.setattr("pipeline_lib.store.library_versions", lambda: {"python": "4.0"})
+    assert result() == first
+    for change in ({"content": "2\n"}, {"beside": "| 2 |"}, {"source_content": "other"}):
+        assert b"2030" in (changed := result(**change)), change
+        assert result() != changed  # and back: it tells of this making
+        result_record_path(out).write_bytes(first)
+    other = artifact({"a": 2}, inputs=(source.path,))
+    assert json.loads(result(table=other))["key"] == other.key
+    result_record_path(out).write_bytes(first.replace(b'"n": 1', b'"n": 3'))  # damaged
+    assert b"2030" in result()
 
 
 def test_specs_are_written_again_only_when_they_differ(tmp_path: Path):
