@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline_lib.few_shot_tables import METHODS, shots_text
+from pipeline_lib.few_shot_tables import METHODS, notes, shots_text
 from pipeline_lib.tables import Row
 
 if TYPE_CHECKING:
@@ -122,7 +122,9 @@ def _draw_figure1(rows: Sequence[Row], study: str, split: str) -> Figure:
     lines = math.ceil(len(panels) / columns)
     # The two panels above share the width of those below.
     cell, height, height_above = (4.3, 2.5, 3.1) if columns == 2 else (3.4, 2.3, 3.1)
-    width, total = columns * cell, _HEAD + height_above + lines * height + _FOOT
+    footer = [_FOOTER.format(study=study), *_not_computed(rows)]
+    foot = _FOOT + (len(footer) - 1) * _LINE / 72
+    width, total = columns * cell, _HEAD + height_above + lines * height + foot
     figure = Figure(figsize=(width, total), facecolor="white")
 
     def axes(left: float, top: float, wide: float, high: float) -> Axes:
@@ -140,10 +142,19 @@ def _draw_figure1(rows: Sequence[Row], study: str, split: str) -> Figure:
     for height_of_text, text, size, weight in (
         (0.2, _headline(average), 10.5, "bold"),
         (0.6, _how_to_read(average, split), _FONT, "normal"),
-        (total - 0.12, _FOOTER.format(study=study), _FONT, "normal"),
+        (total - (0.12 if len(footer) == 1 else 0.2), "\n".join(footer), _FONT, "normal"),
     ):
         figure.text(0.1 / width, 1 - height_of_text / total, text, fontsize=size, fontweight=weight, va="center")
     return figure
+
+
+def _not_computed(rows: Sequence[Row]) -> list[str]:
+    """A line that says which methods have no line in which panels."""
+    where: dict[str, list[str]] = {}
+    for dataset, method in notes(rows):
+        where.setdefault(METHODS[method], []).append(dataset)
+    missing = "; ".join(f"{name} on {', '.join(datasets)}" for name, datasets in where.items())
+    return [f"Not computed: {missing}. The CSV says why."] if missing else []
 
 
 def _headline(average: Sequence[Row]) -> str:
@@ -191,10 +202,11 @@ def _gain(row: Row, over: str = "gain") -> str:
 
 def _accuracies(axes: Axes, rows: Sequence[Row], title: str) -> None:
     """One panel of accuracies: lines named at their ends, zero-shot CLIP at 0 shots and as a level to compare with."""
+    computed = [row for row in rows if not row["note"]]
     lines = {
-        method: sorted((row["shots"], row) for row in rows if row["method"] == method)
+        method: sorted((row["shots"], row) for row in computed if row["method"] == method)
         for method in _STYLES
-        if any(row["method"] == method for row in rows)
+        if any(row["method"] == method for row in computed)
     }
     (zero_shot,) = [row["top1"] for row in rows if row["method"] == "zero_shot"]
     main = [row for method, line in lines.items() if _STYLES[method].main for _, row in line]

@@ -1,4 +1,4 @@
-"""The one exception that is meant for the person at the keyboard."""
+"""The exceptions that are meant for the person at the keyboard."""
 
 
 class UserError(Exception):
@@ -6,3 +6,8 @@ class UserError(Exception):
 
     The command line prints the message alone, without a traceback, and exits with status 1.
     """
+
+
+class NotComputableError(UserError):
+    """A method that a model or a data set does not fit, as its own message says: its cells stay empty for this reason,
+    and other methods' do not."""

@@ -32,8 +32,6 @@ BATCH_NORM = {
     ("synthetic", "frozen"): "bn_syn_frozen",
 }
 """The method of each row of Table 6, by training data and batch norm."""
-NO_BATCH_NORM = "the encoder has no batch norm"
-"""Why a row of Table 6 is empty."""
 TRAININGS = {"syn_then_real": "syn_then_real", "real_then_syn": "real_then_syn", "mix": "ct_syn"}
 """The method of each row of Table 7; all use real guidance."""
 
@@ -42,7 +40,7 @@ _GAIN = ("gain", "gain_low", "gain_high")
 _CONTROL = ("over_chosen", "over_chosen_low", "over_chosen_high")
 _DIFFERENCE = ("difference", "difference_low", "difference_high")
 COLUMNS = {
-    "figure1": ["dataset", "method", "shots", *_TOP1, *_GAIN, *_CONTROL, "seeds", "n_test"],
+    "figure1": ["dataset", "method", "shots", *_TOP1, *_GAIN, *_CONTROL, "seeds", "n_test", "note"],
     "table5": ["dataset", "shots", "strategy", "synthetic_images", *_TOP1, *_DIFFERENCE, "paper_top1"],
     "table6": ["dataset", "shots", "train_data", "batch_norm", *_TOP1, *_DIFFERENCE, "paper_top1", "note"],
     "table7": ["dataset", "shots", "training", *_TOP1, *_DIFFERENCE, "paper_top1"],
@@ -100,7 +98,8 @@ def figure1(cells: Sequence[FewShotCells], read: Read) -> list[Row]:
     """Paper, Figure 1: per data set, then on average, each method at each number of shots, zero-shot CLIP at 0.
 
     `gain` is over CT w. init with the same shots, `over_chosen` over its control, whose number of steps was chosen on
-    validation images. Raises ValueError where data sets differ in methods or shots.
+    validation images. Of a method that could not be run on a data set the rows there, and those of the average, are
+    empty, and `note` says why. Raises ValueError where data sets differ in methods or shots.
     """
     outcomes = Outcomes(cells, read)
     shots = outcomes.shots(outcomes.datasets[0], "ct_init")
@@ -108,12 +107,14 @@ def figure1(cells: Sequence[FewShotCells], read: Read) -> list[Row]:
     points = [("zero_shot", 0), *((method, n) for method in tuned for n in shots)]
     rows: list[Row] = []
     for name, datasets in [*((name, [name]) for name in outcomes.datasets), ("average", outcomes.datasets)]:
+        n_test = contrast(outcomes.mean("zero_shot", datasets, [0])).n
         for method, n in points:
-            top1 = contrast(outcomes.mean(method, datasets, [n]))
+            note = _why_empty(outcomes, method, datasets) if method in tuned else ""
+            top1 = None if note else contrast(outcomes.mean(method, datasets, [n]))
             gains = {
                 base: contrast(outcomes.gain(method, base, datasets, [n]))
                 for base in ("ct_init", "ct_init_chosen")
-                if base in tuned and method not in ("zero_shot", "ct_init", base)
+                if top1 and base in tuned and method not in ("zero_shot", "ct_init", base)
             }
             rows.append(
                 {
@@ -121,11 +122,20 @@ def figure1(cells: Sequence[FewShotCells], read: Read) -> list[Row]:
                     **as_columns(_TOP1, top1),
                     **as_columns(_GAIN, gains.get("ct_init")),
                     **as_columns(_CONTROL, gains.get("ct_init_chosen")),
-                    "seeds": top1.n_seeds or None,
-                    "n_test": top1.n,  # of the average: distinct images, as several data sets may show the same ones
+                    "seeds": (top1.n_seeds or None) if top1 else None,
+                    "n_test": n_test,  # of the average: distinct images, as several data sets may show the same ones
+                    "note": note,
                 }
             )
     return rows
+
+
+def _why_empty(outcomes: Outcomes, method: str, datasets: Sequence[str]) -> str:
+    """Why there is no accuracy of a method on these data sets together; nothing where there is one."""
+    reasons = {name: reason for name in datasets if (reason := outcomes.not_computed(name, method)) is not None}
+    if len(datasets) > 1 and reasons:
+        return f"not computed on {', '.join(reasons)}"
+    return "".join(reasons.values())
 
 
 def table5(cells: Sequence[FewShotCells], read: Read) -> list[Row]:
@@ -173,7 +183,7 @@ def table6(cells: Sequence[FewShotCells], read: Read) -> list[Row]:
                 **as_columns(_TOP1, contrast(top1) if top1 else None),
                 **as_columns(_DIFFERENCE, contrast(against) if against else None),
                 "paper_top1": _paper(cells[0], "6", paper_row, f"bn_{batch_norm}"),
-                "note": "" if top1 else NO_BATCH_NORM,
+                "note": outcomes.not_computed(dataset, method) or "",
             }
         )
     return rows
@@ -267,11 +277,18 @@ def as_markdown(
     lines = [[formatted(row[column]) for column in columns] for row in rows]
     grid = _figure1_grid(rows) if table == "figure1" else _grid(columns, lines)
     text = [f"# {TITLES[table]}", "", _how_to_read(table, study, cells), "", *grid, ""]
+    if table == "figure1":
+        text += [f"{METHODS[method]}, {dataset}: {note}.\n" for (dataset, method), note in notes(rows).items()]
     if any(row.get("paper_top1") is not None for row in rows):
         text += ["`paper_top1` is what the paper prints, of GLIDE and CLIP RN50.", ""]
     if encodes is not None:
         text += [f"{encodes}.", ""]
     return "\n".join(text)
+
+
+def notes(rows: Sequence[Row]) -> dict[tuple[str, str], str]:
+    """Why rows of Figure 1 are empty, by data set and method."""
+    return {(row["dataset"], row["method"]): row["note"] for row in rows if row["note"]}
 
 
 def _how_to_read(table: str, study: str, cells: Sequence[FewShotCells]) -> str:
@@ -338,4 +355,8 @@ def _gain(row: Row, columns: Sequence[str]) -> str:
 
 def _grid(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
     rule = "|".join("---" if column in _TEXT_COLUMNS else "---:" for column in columns)
-    return [f"| {' | '.join(columns)} |", f"|{rule}|", *(f"| {' | '.join(line)} |" for line in lines)]
+    return [f"| {' | '.join(columns)} |", f"|{rule}|", *(f"| {' | '.join(map(_escaped, line))} |" for line in lines)]
+
+
+def _escaped(cell: str) -> str:
+    return cell.replace("|", r"\|")  # of a class name in a reason

@@ -7,7 +7,6 @@ from functools import partial
 from pipeline_lib.few_shot_tables import (
     BATCH_NORM,
     METHODS,
-    NO_BATCH_NORM,
     STRATEGIES,
     TRAININGS,
     as_columns,
@@ -18,17 +17,17 @@ from pipeline_lib.metrics.outcomes import Outcomes, Read, Terms
 from pipeline_lib.records import FewShotCells
 from pipeline_lib.tables import Row
 
-_TRAINED = {method for (_, batch_norm), method in BATCH_NORM.items() if batch_norm == "trained"}
 _ROUNDING = 1e-9  # percentage points: weights such as 1/3 do not sum to 0 exactly
 
 
 @dataclass(frozen=True)
 class _Statement:
-    """A statement of the paper: that `terms`, which need the cells of `methods`, sum to more than 0."""
+    """A statement of the paper: that `terms`, which need the cells of `methods` on `datasets`, sum to more than 0."""
 
     statement: str
     contrast: str
     methods: tuple[str, ...]
+    datasets: Sequence[str]
     terms: Callable[[], Terms]
 
 
@@ -40,15 +39,15 @@ def findings(cells: Sequence[FewShotCells], read: Read, ablation_dataset: str) -
     outcomes = Outcomes(cells, read)
     rows: list[Row] = []
     for one in _statements(outcomes, ablation_dataset):
-        # Only what trains batch norm may be without cells.
-        there = not any(method in _TRAINED and not outcomes.shots(ablation_dataset, method) for method in one.methods)
-        terms = one.terms() if there else []
-        found = contrast(terms) if there else None
+        reasons = [outcomes.not_computed(dataset, method) for method in one.methods for dataset in one.datasets]
+        reason = next(filter(None, reasons), None)
+        terms = [] if reason else one.terms()
+        found = contrast(terms) if terms else None
         rows.append(
             {
                 **{"statement": one.statement, "contrast": one.contrast},
                 **as_columns(("estimate", "low", "high"), found),
-                "verdict": verdict(found) if found else f"not computed: {NO_BATCH_NORM}",
+                "verdict": verdict(found) if found else f"not computed: {reason}",
                 "datasets": len({run.dataset for _, run in terms}) or None,
                 "seeds": found.n_seeds if found else None,
             }
@@ -72,7 +71,7 @@ def _statements(outcomes: Outcomes, ablation_dataset: str) -> Iterator[_Statemen
     few, most = shots[0], shots[-1]
 
     def gain(statement: str, methods: tuple[str, str], words: str, names: list[str], at: list[int]) -> _Statement:
-        return _Statement(statement, words, methods, partial(outcomes.gain, *methods, names, at))
+        return _Statement(statement, words, methods, names, partial(outcomes.gain, *methods, names, at))
 
     over_all, over_datasets = "mean over shots and data sets", "mean over data sets"
     both, minus = ("ct_syn", "ct_init"), f"{METHODS['ct_syn']} minus {METHODS['ct_init']}"
@@ -85,6 +84,7 @@ def _statements(outcomes: Outcomes, ablation_dataset: str) -> Iterator[_Statemen
             "The help shrinks with more shots",
             f"{minus}, {shots_text(few)} minus {shots_text(most)}, {over_datasets}",
             both,
+            datasets,
             lambda: (
                 outcomes.gain("ct_syn", "ct_init", datasets, [few])
                 + outcomes.gain("ct_init", "ct_syn", datasets, [most])

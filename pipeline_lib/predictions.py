@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pipeline_lib.records import predictions_schema
 from pipeline_lib.store import Artifact, Store
 
-_RUNS = b"runs"
+_RUNS, _REASON = b"runs", b"not_computed"
 
 
 def predictions_table(
@@ -37,12 +37,19 @@ def predictions_table(
 
 
 def write_predictions(
-    artifact: Artifact, store: Store, shards: Sequence[pa.Table], runs: Sequence[Mapping[str, Any]] = ()
+    artifact: Artifact,
+    store: Store,
+    shards: Sequence[pa.Table],
+    runs: Sequence[Mapping[str, Any]] = (),
+    reason: str | None = None,
 ) -> None:
-    """Write the predictions of all shards as one table. What each run was fitted to goes into the schema's metadata."""
+    """Write the predictions of all shards as one table. What each run was fitted to, or the reason why there is no run,
+    goes into the schema's metadata."""
     table = pa.concat_tables(shards).combine_chunks()
     if runs:
         table = table.replace_schema_metadata({_RUNS: json.dumps([dict(run) for run in runs], sort_keys=True)})
+    elif reason is not None:
+        table = table.replace_schema_metadata({_REASON: reason})
     with store.making(artifact) as path:
         pq.write_table(table, path, compression="zstd")
 
@@ -51,6 +58,12 @@ def read_runs(table: pa.Table) -> list[dict[str, Any]]:
     """What each run was fitted to, as `write_predictions` was given it; empty where it was given nothing."""
     runs: list[dict[str, Any]] = json.loads((table.schema.metadata or {}).get(_RUNS, b"[]"))
     return runs
+
+
+def read_reason(table: pa.Table) -> str | None:
+    """Why there is no run, as `write_predictions` was given it."""
+    reason = (table.schema.metadata or {}).get(_REASON)
+    return None if reason is None else reason.decode()
 
 
 def by_run(table: pa.Table) -> NDArray[np.int64]:

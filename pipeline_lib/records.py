@@ -227,7 +227,7 @@ class FewShotCell(_Record):
 
 class FewShotCells(_Record):
     """One method on one data set, at each number of shots. `predictions` has a column of predictions for each
-    (shots, seed), shots in the outer loop."""
+    (shots, seed), shots in the outer loop. Of a method that could not be run there are no cells."""
 
     dataset: str
     pool: str
@@ -244,3 +244,4 @@ class FewShotCells(_Record):
     encoder: str
     split: str
     predictions: str
+    not_computed: str | None = None  # why there are no cells, where the method itself said so

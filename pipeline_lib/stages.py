@@ -27,6 +27,8 @@ from pipeline_lib.store import Artifact, Store, atomic_path, write_json
 from pipeline_lib.timings import phase
 
 if TYPE_CHECKING:
+    from pipeline_lib.classifiers.head import Head
+    from pipeline_lib.classifiers.tip_adapter import TipAdapter
     from pipeline_lib.encoders import Encoder
     from pipeline_lib.sentences import SentenceModel
 
@@ -254,20 +256,28 @@ def classifiers(artifact: Artifact, store: Store) -> None:
 def predictions(artifact: Artifact, store: Store) -> None:
     """What the zero-shot head and the fitted classifiers say of every real image."""
     from pipeline_lib.classifiers.head import load_head, load_heads
-    from pipeline_lib.classifiers.runs import load_runs
+    from pipeline_lib.classifiers.runs import load_reason, load_runs
     from pipeline_lib.embeddings import read_embeddings
 
     spec = artifact.spec
     names = spec["class_names"]
     zero_shot = load_head(store.path(spec["head"]), names)
-    runs = load_runs(store.path(spec["few_shot"]), names) if "few_shot" in spec else []
-    fitted = [run.classifier for run in runs] or list(load_heads(store.path(spec["classifier"]), names).values())
+    fitted: list[Head | TipAdapter]
+    runs, reason = [], None
+    if "few_shot" in spec:
+        file = store.path(spec["few_shot"])
+        runs = load_runs(file, names)
+        fitted, reason = [run.classifier for run in runs], None if runs else load_reason(file)
+    else:
+        fitted = [*load_heads(store.path(spec["classifier"]), names).values()]
     tables = []
     for shard in read_embeddings(store, member_paths(store, [spec["embeddings"]])):
-        by_run = np.stack([classifier.logits(shard.features).argmax(axis=1) for classifier in fitted], axis=1)
+        by_run = np.empty((len(shard.features), len(fitted)), np.int64)
+        for column, classifier in enumerate(fitted):
+            by_run[:, column] = classifier.logits(shard.features).argmax(axis=1)
         predicted = zero_shot.logits(shard.features).argmax(axis=1)
         tables.append(predictions_table(shard.table, shard.class_index(names), predicted, by_run))
-    write_predictions(artifact, store, tables, [run.details for run in runs])
+    write_predictions(artifact, store, tables, [run.details for run in runs], reason)
 
 
 def metrics(artifact: Artifact, store: Store) -> None:

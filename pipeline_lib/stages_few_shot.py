@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -19,14 +19,21 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline_lib.devices import claimed
+from pipeline_lib.errors import NotComputableError
 from pipeline_lib.few_shot_data import batch_norm_data
 from pipeline_lib.predictions import by_run as predictions_by_run
-from pipeline_lib.predictions import predictions_table, read_runs, write_predictions
+from pipeline_lib.predictions import predictions_table, read_reason, read_runs, write_predictions
 from pipeline_lib.progress import Progress
 from pipeline_lib.records import FewShotCell, FewShotCells
 from pipeline_lib.sets import make_set
 from pipeline_lib.store import Artifact, Store, atomic_path, write_json
 from pipeline_lib.timings import phase
+
+if TYPE_CHECKING:
+    from pipeline_lib.classifiers.examples import Examples
+    from pipeline_lib.classifiers.head import Head
+    from pipeline_lib.classifiers.runs import Run
+    from pipeline_lib.classifiers.tip_adapter import TipAdapter
 
 log = logging.getLogger(__name__)
 
@@ -49,9 +56,26 @@ def shots(artifact: Artifact, store: Store) -> None:
 
 
 def few_shot(artifact: Artifact, store: Store) -> None:
-    """What one method fits, for every number of shots and every seed."""
+    """What one method fits, for every number of shots and every seed; or why it cannot."""
+    from pipeline_lib.classifiers.runs import save_reason, save_runs
+
+    names, metadata = artifact.spec["class_names"], {"key": artifact.key}
+    try:
+        fitted = _fitted(artifact, store)
+    except NotComputableError as error:
+        reason = str(error)
+        log.warning("%s: not computed: %s", artifact.folder, reason)
+        with store.making(artifact, {"not_computed": reason}) as path:
+            save_reason(path, reason, names, metadata)
+        return
+    log.info("%s: %d classifiers", artifact.folder, len(fitted))
+    with store.making(artifact) as path:
+        save_runs(path, fitted, metadata)
+
+
+def _fitted(artifact: Artifact, store: Store) -> list[Run]:
     from pipeline_lib.classifiers.head import load_head
-    from pipeline_lib.classifiers.runs import Run, save_runs
+    from pipeline_lib.classifiers.runs import Run
     from pipeline_lib.few_shot_data import real_examples, synthetic_examples
 
     spec = artifact.spec
@@ -69,75 +93,88 @@ def few_shot(artifact: Artifact, store: Store) -> None:
                 counts["n_synthetic"] = len(synthetic)
             fitted.append(Run(run["shots"], run["seed"], classifier, {**counts, **details}))
             progress.update(1)
-    log.info("%s: %d classifiers", artifact.folder, len(fitted))
-    with store.making(artifact) as path:
-        save_runs(path, fitted, {"key": artifact.key})
+    return fitted
 
 
-# From a job and the zero-shot head to what fits one run: (run, shots, validation, synthetic) -> classifier and details.
-Fit = Callable[..., tuple[Any, Mapping[str, Any]]]
+class Fit(Protocol):
+    """Fits one run to its shots, its validation images and its synthetic ones: gives the classifier, and what was
+    chosen or counted."""
+
+    def __call__(
+        self, run: Mapping[str, Any], real: Examples, validation: Examples, synthetic: Examples | None, /
+    ) -> tuple[Head | TipAdapter, Mapping[str, Any]]: ...
 
 
-def _tuning(artifact: Artifact, head: Any) -> Fit:
+def _tuning(artifact: Artifact, head: Head) -> Fit:
     from pipeline_lib.classifiers.few_shot_tuning import FewShotSettings, tune_few_shot
 
     settings, training = FewShotSettings(**artifact.spec["settings"]), artifact.spec["training"]
     device = claimed(artifact.location["device"])
 
-    def fit(run: Mapping[str, Any], real: Any, _: Any, synthetic: Any) -> tuple[Any, dict[str, Any]]:
+    def fit(
+        run: Mapping[str, Any], real: Examples, _: Examples, synthetic: Examples | None
+    ) -> tuple[Head, dict[str, Any]]:
         tuned = tune_few_shot(real, synthetic, head, training, settings, run["seed"], device)
         return tuned.head, {"steps": tuned.steps, "last_loss": round(tuned.epoch_losses[-1], 5)}
 
     return fit
 
 
-def _tuning_chosen(artifact: Artifact, head: Any) -> Fit:
+def _tuning_chosen(artifact: Artifact, head: Head) -> Fit:
     from pipeline_lib.classifiers.few_shot_tuning import FewShotSettings, tune_with_chosen_epochs
 
     settings, most_steps = FewShotSettings(**artifact.spec["settings"]), artifact.spec["most_steps"]
     device = claimed(artifact.location["device"])
 
-    def fit(run: Mapping[str, Any], real: Any, validation: Any, _: Any) -> tuple[Any, dict[str, Any]]:
+    def fit(
+        run: Mapping[str, Any], real: Examples, validation: Examples, _: Examples | None
+    ) -> tuple[Head, dict[str, Any]]:
         tuned, epochs = tune_with_chosen_epochs(real, validation, head, settings, most_steps, run["seed"], device)
         return tuned.head, {"epochs": epochs, "steps": tuned.steps, "last_loss": round(tuned.epoch_losses[-1], 5)}
 
     return fit
 
 
-def _tip_adapter(artifact: Artifact, head: Any) -> Fit:
+def _tip_adapter(artifact: Artifact, head: Head) -> Fit:
     from pipeline_lib.classifiers.tip_adapter import tip_adapter
 
-    def fit(_: Any, real: Any, validation: Any, __: Any) -> tuple[Any, dict[str, Any]]:
+    def fit(
+        _: Mapping[str, Any], real: Examples, validation: Examples, __: Examples | None
+    ) -> tuple[TipAdapter, dict[str, Any]]:
         adapter = tip_adapter(real, validation, head)
         return adapter, {"alpha": adapter.alpha, "beta": adapter.beta}
 
     return fit
 
 
-def _tip_adapter_f(artifact: Artifact, head: Any) -> Fit:
+def _tip_adapter_f(artifact: Artifact, head: Head) -> Fit:
     from pipeline_lib.classifiers.tip_adapter import fine_tune
-    from pipeline_lib.sections_few_shot import TipAdapter
+    from pipeline_lib.sections_few_shot import TipAdapter as Settings
 
-    settings = TipAdapter(**artifact.spec["settings"])
+    settings = Settings(**artifact.spec["settings"])
     device = claimed(artifact.location["device"])
 
-    def fit(run: Mapping[str, Any], real: Any, validation: Any, _: Any) -> tuple[Any, dict[str, Any]]:
+    def fit(
+        run: Mapping[str, Any], real: Examples, validation: Examples, _: Examples | None
+    ) -> tuple[TipAdapter, dict[str, Any]]:
         adapter = fine_tune(real, validation, head, settings, run["seed"], device)
         return adapter, {"alpha": adapter.alpha, "beta": adapter.beta}
 
     return fit
 
 
-def _linear_probe(artifact: Artifact, head: Any) -> Fit:
+def _linear_probe(artifact: Artifact, head: Head) -> Fit:
     from pipeline_lib.classifiers.linear_probe import linear_probe
 
-    def fit(_: Any, real: Any, validation: Any, __: Any) -> tuple[Any, Mapping[str, Any]]:
+    def fit(
+        _: Mapping[str, Any], real: Examples, validation: Examples, __: Examples | None
+    ) -> tuple[Head, Mapping[str, Any]]:
         return linear_probe(real, validation, head.class_names)
 
     return fit
 
 
-def _coop(artifact: Artifact, head: Any) -> Fit:
+def _coop(artifact: Artifact, head: Head) -> Fit:
     from pipeline_lib.classifiers.coop import CoOpSettings, train_coop
     from pipeline_lib.classifiers.text_tower import TextTower
 
@@ -148,13 +185,14 @@ def _coop(artifact: Artifact, head: Any) -> Fit:
     epochs = values.pop("epochs")
     settings = CoOpSettings(**values)
 
-    def fit(run: Mapping[str, Any], real: Any, _: Any, __: Any) -> tuple[Any, Mapping[str, Any]]:
+    def fit(run: Mapping[str, Any], real: Examples, _: Examples, __: Examples | None) -> tuple[Head, Mapping[str, Any]]:
         return train_coop(real, tower, head.class_names, settings, epochs[str(run["shots"])], run["seed"])
 
     return fit
 
 
-_FITS: dict[str, Callable[[Artifact, Any], Fit]] = {
+# From a job and the zero-shot head to what fits a run of it.
+_FITS: dict[str, Callable[[Artifact, Head], Fit]] = {
     "tuning": _tuning,
     "tuning_chosen": _tuning_chosen,
     "tip_adapter": _tip_adapter,
@@ -230,9 +268,11 @@ def few_shot_metrics(artifact: Artifact, store: Store) -> None:
         cells=cells,
         n_encodes_training=sum(run.get(name, 0) for run in details for name in learned_from),
         n_encodes_test=len(labels) * len(details),
+        not_computed=read_reason(table),
     )
     with store.making(artifact) as path:
-        path.write_text(result.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        # Without the reason where there is none, as in cells of before there could be one.
+        path.write_text(result.model_dump_json(indent=1, exclude_defaults=True) + "\n", encoding="utf-8")
 
 
 def few_shot_table(artifact: Artifact, store: Store, out: Path) -> None:

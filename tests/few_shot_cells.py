@@ -40,6 +40,7 @@ class FakeStudy:
         source_ids: NDArray[Any] | None = None,
         runs: list[dict[str, Any]] | None = None,
         n_test: int = 4,
+        not_computed: str | None = None,
     ) -> FewShotCells:
         """One method on one data set. correct: by number of shots, bool [n_seeds, N]; none is a method that could not
         be run."""
@@ -81,6 +82,7 @@ class FakeStudy:
             n_encodes_training=n,
             n_encodes_test=2 * n,
             predictions=path,
+            not_computed=not_computed,
             **self.common,
         )
         self.cells.append(cells)

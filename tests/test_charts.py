@@ -38,7 +38,15 @@ def rows_of(datasets: Sequence[str], shots: Sequence[int] = (1, 2, 4, 8, 16), dr
 def row(dataset: str, method: str, shots: int, top1: float, half: float = 1.0) -> dict[str, Any]:
     gain = None if method in ("zero_shot", "ct_init") else top1 - 50
     seeds = None if method == "zero_shot" else 5
-    values = {"top1": top1, "low": top1 - half, "high": top1 + half, "gain": gain, "seeds": seeds, "n_test": 100}
+    values = {
+        "top1": top1,
+        "low": top1 - half,
+        "high": top1 + half,
+        "gain": gain,
+        "seeds": seeds,
+        "n_test": 100,
+        "note": "",
+    }
     ends = {"gain_low": None if gain is None else gain - half, "gain_high": None if gain is None else gain + half}
     return {"dataset": dataset, "method": method, "shots": shots, **values, **ends}
 
@@ -133,6 +141,23 @@ def test_the_title_says_what_is_seen(two: ElementTree.Element):
     assert any("test images, mean of 5 seeds" in text for text in found)
     assert any("Study small" in text for text in found)
     assert {"Average of 2 data sets", "What synthetic images add (points)", "a", "b"} <= set(found)
+
+
+def test_a_method_that_could_not_be_run_has_no_line_and_is_named(tmp_path: Path, two: ElementTree.Element):
+    rows = rows_of(["a", "b"])
+    for one in rows:
+        if one["method"] == "coop" and one["dataset"] != "a":
+            one.update(dict.fromkeys(("top1", "low", "high", "gain", "gain_low", "gain_high", "seeds")), note="why")
+    _, svg = draw(rows, tmp_path)
+    found, before = texts(svg), texts(two)
+    assert [text for text, *_ in before].count("CoOp") == 3 and [text for text, *_ in found].count("CoOp") == 1
+    assert any(text == "Not computed: CoOp on b, average. The CSV says why." for text, *_ in found)
+    assert not any("Not computed" in text for text, *_ in before)
+    assert sum(1 for _ in lines(svg, BLUE, 5)) == sum(1 for _ in lines(two, BLUE, 5))
+    height = float((svg.get("viewBox") or "").split()[3])
+    foot = sorted(y for text, _, y in found if "Study small" in text or "Not computed" in text)
+    assert len(foot) == 2 and foot[1] - foot[0] >= 8.0 and foot[1] < height
+    assert max(y for text, _, y in found if text == "real shots per class") < foot[0] - 8.0
 
 
 def test_a_loss_is_called_a_loss(tmp_path: Path):

@@ -165,7 +165,7 @@ def test_ct_init_needs_no_synthetic_image(few: Params):
 
 
 def test_the_encodes_that_figure_1_counts_are_those_of_params_yaml():
-    """Counted by hand from the configuration: what runs that each encode their own would learn from, and be tested on."""
+    """Counted by hand: what runs that each encode their own would learn from, and be tested on."""
     config = read_config(ROOT / "params.yaml")
     few = config.few_shot
     n_classes = {name: len(config.dataset(name).class_names) for name in few.datasets}

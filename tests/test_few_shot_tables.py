@@ -111,6 +111,43 @@ def test_data_sets_that_differ_in_methods_or_shots_are_refused():
         figure1(mixed, tables.__getitem__)
 
 
+def test_a_method_that_could_not_be_run_leaves_empty_rows_and_the_reason():
+    """On one of two data sets: there and on average its numbers are missing, and all others are as they were."""
+    study = figure_study()
+    before = {(row["dataset"], row["method"], row["shots"]): row for row in figure1(study.cells, study.read)}
+    study.cells = [one for one in study.cells if (one.dataset, one.method) != ("b", "coop")]
+    reason = "few_shot.coop.context_tokens: the class name 'a|b, c' is too long"
+    study.add("b", "coop", {}, seeds=[0, 1, 2], n_test=100, not_computed=reason)
+    rows = figure1(study.cells, study.read)
+    for row in rows:
+        then = before.pop((row["dataset"], row["method"], row["shots"]))
+        if row["method"] == "coop" and row["dataset"] != "a":
+            expected = dict.fromkeys(then) | {name: row[name] for name in ("dataset", "method", "shots")}
+            why = reason if row["dataset"] == "b" else "not computed on b"
+            assert row == expected | {"n_test": 100, "note": why}
+        else:
+            assert row == then and row["note"] == ""
+    assert not before
+    written = [row for row in csv.DictReader(io.StringIO(as_csv("figure1", rows))) if row["note"]]
+    assert [(row["dataset"], row["shots"], row["top1"], row["gain"]) for row in written] == [
+        (dataset, n, "", "") for dataset in ("b", "average") for n in ("1", "4")
+    ]
+    lines = as_markdown("figure1", rows, "small", study.cells).splitlines()
+    assert "| b | 100 | CoOp |  |  |  |" in lines and "| average | 100 | CoOp |  |  |  |" in lines
+    assert f"CoOp, b: {reason}." in lines and "CoOp, average: not computed on b." in lines
+    assert learned_from(study.cells[-1]) == 0
+
+
+def test_a_method_that_could_not_be_run_on_the_only_data_set_says_why_on_average_too():
+    study = figure_study(("a",))
+    study.cells = [one for one in study.cells if one.method != "coop"]
+    study.add("a", "coop", {}, seeds=[0, 1, 2], n_test=100, not_computed="foreign")
+    notes = {(row["dataset"], row["method"]): row["note"] for row in figure1(study.cells, study.read)}
+    assert {pair: note for pair, note in notes.items() if note} == dict.fromkeys(
+        [("a", "coop"), ("average", "coop")], "foreign"
+    )
+
+
 def test_figure_1_for_people_has_a_column_for_each_number_of_shots():
     study = figure_study()
     rows = figure1(study.cells, study.read)
@@ -130,8 +167,10 @@ def test_figure_1_for_people_has_a_column_for_each_number_of_shots():
 
 @pytest.mark.parametrize(
     ("method", "n"),
-    [("ct_init", 7), ("coop", 7), ("tip_adapter", 12), ("tip_adapter_f", 12), ("linear_probe", 12)]
-    + [("ct_init_chosen", 12), ("ct_syn", 47), ("ct_syn_b", 47), ("ct_syn_rf", 52)],
+    [
+        *(("ct_init", 7), ("coop", 7), ("ct_syn", 47), ("ct_syn_b", 47), ("ct_syn_rf", 52)),
+        *(("ct_init_chosen", 12), ("tip_adapter", 12), ("tip_adapter_f", 12), ("linear_probe", 12)),
+    ],
 )
 def test_a_run_learns_from_its_validation_images_only_where_it_chooses_on_them(method, n):
     """2 and 5 shots, 1 and 4 validation images, 15 and 25 synthetic ones: all runs are given validation images."""

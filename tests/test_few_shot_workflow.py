@@ -122,6 +122,22 @@ def test_runs_say_what_they_learned_from(project: Project):
     assert {"alpha", "beta"} <= cells["tip_adapter"].cells[0].runs[0].keys()
 
 
+def test_a_method_that_does_not_fit_leaves_empty_cells_and_the_reason(project: Project):
+    """CoOp's context is longer than the text encoder: of Figure 1 all but its cells is as it was."""
+    params = changed(project.params, few_shot__coop__context_tokens=500, results="results/long")
+    run = project.run("results/long/figure1.csv", params=params)
+    # (The other results folder has contact sheets of its own, of images that are there.)
+    assert run.jobs == {"few_shot": 1, "predictions": 1, "few_shot_metrics": 1, "tables": 1, "samples": 2}
+    before, after = rows(project, "figure1"), rows(project, "long/figure1")
+    assert [row for row in before if row["method"] != "coop"] == [row for row in after if row["method"] != "coop"]
+    empty = [row for row in after if row["method"] == "coop"]
+    assert len(empty) == 2 * SHOTS
+    for row in empty:
+        assert row["top1"] == row["gain"] == "" and "context_tokens: 500 tokens and the class name" in row["note"]
+    assert "CoOp, shapes: few_shot.coop.context_tokens: 500 tokens" in project.results()["long/figure1.md"].decode()
+    assert b"Not computed: CoOp on shapes" in project.results()["long/figure1.svg"]
+
+
 def test_show_leads_from_the_figure_to_the_shots(project: Project):
     shown = project.pipeline_lib("show", "results/figure1.csv", "--store", STORE)
     assert shown.returncode == 0

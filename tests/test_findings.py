@@ -94,6 +94,23 @@ def test_an_encoder_without_batch_norm_leaves_its_statements_uncomputed(study: F
     assert line.endswith(",,,,not computed: the encoder has no batch norm,,")
 
 
+def test_a_method_that_could_not_be_run_on_a_data_set_leaves_its_statement_uncomputed(study: FakeStudy):
+    """On b alone: the mean over the data sets is of both, so there is none."""
+    without = FakeStudy()
+    without.cells = [one for one in study.cells if (one.dataset, one.method) != ("b", "coop")]
+    without.tables = dict(study.tables)
+    without.add("b", "coop", {}, seeds=[0, 1, 2, 3, 4], not_computed="'a|b' is too long")
+    rows = findings(without.cells, without.read, "a")
+    (empty,) = [row for row in rows if row["estimate"] is None]
+    assert empty["statement"] == "CT w. Syn is better than CoOp" and empty["low"] is empty["seeds"] is None
+    assert empty["verdict"] == "not computed: 'a|b' is too long"
+    assert [row for row in findings(study.cells, study.read, "a") if row["statement"] != empty["statement"]] == [
+        row for row in rows if row is not empty
+    ]
+    (line,) = [one for one in as_markdown("findings", rows, "s", without.cells).splitlines() if "too long" in one]
+    assert r"not computed: 'a\|b' is too long" in line
+
+
 def test_cells_that_are_forgotten_are_named(study: FakeStudy):
     with pytest.raises(ValueError, match="no cells of ct_syn_rf on a"):
         findings([one for one in study.cells if one.method != "ct_syn_rf"], study.read, "a")

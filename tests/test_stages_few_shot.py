@@ -13,16 +13,17 @@ import pyarrow as pa
 import pytest
 from test_few_shot_data import NAMES, at, put_drawn, put_features, put_real_features
 
-from pipeline_lib import stages_few_shot
+from pipeline_lib import stages, stages_few_shot
 from pipeline_lib.classifiers.coop import CoOpSettings
 from pipeline_lib.classifiers.examples import Examples
 from pipeline_lib.classifiers.few_shot_tuning import FewShotSettings, tune_few_shot
 from pipeline_lib.classifiers.head import Head, save_head
-from pipeline_lib.classifiers.runs import Run, load_runs
+from pipeline_lib.classifiers.runs import Run, load_reason, load_runs
 from pipeline_lib.classifiers.tip_adapter import TipAdapter
 from pipeline_lib.classifiers.tuning import TunedHead
+from pipeline_lib.errors import NotComputableError, UserError
 from pipeline_lib.predictions import predictions_table, write_predictions
-from pipeline_lib.records import FewShotCells
+from pipeline_lib.records import FewShotCells, Member, SetReceipt
 from pipeline_lib.sections_few_shot import TipAdapter as TipAdapterSettings
 from pipeline_lib.store import Artifact, Store
 
@@ -239,6 +240,44 @@ def test_each_head_is_tuned_on_its_own_images(store: Store):
     assert len({run.classifier.weight.tobytes() for run in runs if isinstance(run.classifier, Head)}) == len(PAIRS)
 
 
+@pytest.mark.parametrize("at_start", [True, False])
+def test_a_method_that_does_not_fit_says_why_all_the_way_to_its_cells(
+    store: Store, monkeypatch: pytest.MonkeyPatch, at_start: bool
+):
+    """Whether the model or, later, a class name is found not to fit: no runs, and the reason instead."""
+
+    def refuse(*_: Any) -> Any:
+        raise NotComputableError("too long: 'ash'")
+
+    monkeypatch.setitem(stages_few_shot._FITS, "coop", refuse if at_start else lambda *_: refuse)
+    assert fitted(store, "coop", synthetic=False) == []
+    (file,) = [path for path in store.path("few_shot/m").iterdir() if path.suffix == ".safetensors"]
+    assert load_reason(file) == "too long: 'ash'"
+    assert store.record(store.relative(file)).details == {"not_computed": "too long: 'ash'"}  # type: ignore[union-attr]
+
+    units = [put_real_features(store, "embeddings/test.parquet", {"oak": ([1, 2], []), "elm": ([11], [])}, [1, 11, 2])]
+    receipt = SetReceipt(stage="embeddings", members=[Member(path=path, sha256="", n_rows=3) for path in units])
+    store.path("embeddings/set.json").write_text(receipt.model_dump_json())
+    spec = {"class_names": NAMES, "head": "head.safetensors", "embeddings": "embeddings/set.json"}
+    predictions = Artifact("predictions", spec | {"few_shot": store.relative(file)}, ".parquet")
+    stages.predictions(predictions, store)
+    cells = Artifact("few_shot_metrics", CELLS | {"predictions": predictions.path}, ".json")
+    stages_few_shot.few_shot_metrics(cells, store)
+    found = FewShotCells.model_validate_json(store.path(cells).read_bytes())
+    assert (found.cells, found.n_test, found.not_computed) == ([], 3, "too long: 'ash'")
+
+
+def test_what_else_goes_wrong_stays_an_error(store: Store, monkeypatch: pytest.MonkeyPatch):
+    """A model that cannot be loaded is no reason for an empty cell."""
+
+    def fail(*_: Any) -> Any:
+        raise UserError("models.encoders: no such file")
+
+    monkeypatch.setitem(stages_few_shot._FITS, "coop", fail)
+    with pytest.raises(UserError, match="no such file"):
+        fitted(store, "coop", synthetic=False)
+
+
 # --- cells ------------------------------------------------------------------------------------------------------------
 
 CELLS = {
@@ -268,6 +307,7 @@ def cells_of(store: Store, n_correct: list[int], details: list[dict[str, Any]]) 
     spec = CELLS | {"predictions": predictions.path}
     artifact = Artifact("few_shot_metrics", spec, ".json", inputs=(predictions.path,))
     stages_few_shot.few_shot_metrics(artifact, store)
+    assert b"not_computed" not in store.path(artifact).read_bytes()
     found = FewShotCells.model_validate_json(store.path(artifact).read_bytes())
     names = FewShotCells.model_fields.keys() & CELLS
     assert {name: getattr(found, name) for name in names} == {name: spec[name] for name in names}

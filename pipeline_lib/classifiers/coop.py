@@ -21,7 +21,7 @@ from pipeline_lib.classifiers.descent import cpu_threads
 from pipeline_lib.classifiers.examples import Examples
 from pipeline_lib.classifiers.head import Head
 from pipeline_lib.classifiers.text_tower import TextTower
-from pipeline_lib.errors import UserError
+from pipeline_lib.errors import NotComputableError
 
 KEY = "few_shot.coop.context_tokens"
 # Of the original's configuration (rn50.yaml), or the defaults of its training library where that says nothing.
@@ -67,8 +67,8 @@ def train_coop(
 
     threads: CPU threads; see `tuning.tune`.
 
-    Raises `UserError` where context and class name do not fit into the text encoder's positions, ValueError for shots
-    that the encoder or the classes do not fit, and FloatingPointError where it diverges.
+    Raises `NotComputableError` where context and class name do not fit into the text encoder's positions, ValueError
+    for shots that the encoder or the classes do not fit, and FloatingPointError where it diverges.
     """
     texts = [name.replace("_", " ") + "." for name in class_names]
     _check_room(tower, class_names, texts, settings.context_tokens)
@@ -125,7 +125,7 @@ def _check_room(tower: TextTower, class_names: Sequence[str], texts: Sequence[st
     if context_tokens <= largest:
         return
     remedy = f"write {largest} at the most" if largest >= 1 else "no value fits: give the class a shorter name"
-    raise UserError(
+    raise NotComputableError(
         f"{KEY}: {context_tokens} tokens and the class name {class_names[longest]!r}, {lengths[longest]} with start, "
         f"full stop and end, do not fit into the {tower.context_length} positions of the text encoder; {remedy}"
     )

@@ -16,6 +16,7 @@ from pipeline_lib.classifiers.tip_adapter import TipAdapter
 
 _HEAD = {"weight", "bias"}
 _CACHE = {"keys", "labels"}
+_REASON = "not_computed"
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,8 +58,21 @@ def save_runs(path: str | os.PathLike[str], runs: Sequence[Run], metadata: Mappi
     write_tensors(path, tensors, names.pop(), text)
 
 
+def save_reason(
+    path: str | os.PathLike[str], reason: str, class_names: Sequence[str], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write, in place of runs, why there are none."""
+    write_tensors(path, {}, class_names, {**(metadata or {}), "runs": "[]", _REASON: reason})
+
+
+def load_reason(path: str | os.PathLike[str]) -> str | None:
+    """Why a file holds no runs, as `save_reason` wrote it; None for one with runs."""
+    return read_tensors(path)[1].get(_REASON)
+
+
 def load_runs(path: str | os.PathLike[str], class_names: Sequence[str]) -> list[Run]:
-    """Read what `save_runs` wrote, in its order, for exactly these classes. Raises ValueError for anything else."""
+    """Read what `save_runs` wrote, in its order, for exactly these classes; of `save_reason` nothing. Raises ValueError
+    for anything else."""
     tensors, text = read_tensors(path)
     if json.loads(text.get("class_names", "null")) != list(class_names):
         raise ValueError(f"{path}: its classes are not the {len(class_names)} that are asked for; fit it again")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pipeline_lib.clip_models import KEY, load_clip
 from pipeline_lib.devices import resolve
-from pipeline_lib.errors import UserError
+from pipeline_lib.errors import NotComputableError
 
 _PLACEHOLDER = "X"  # its token stands where a learned vector is; only that it is a word matters
 
@@ -41,8 +41,8 @@ class TextTower:
     device is what was resolved; context_length: positions of a prompt; width: of a token's embedding; logit_scale:
     exp(model.logit_scale), the factor of cosines in logits.
 
-    Raises `UserError` for a model that cannot be loaded, one whose text tower is not open_clip's own transformer, and
-    for a GPU that is asked for and absent.
+    Raises `NotComputableError` for a model whose text tower is not open_clip's own transformer, or whose tokenizer puts
+    something behind the words; `UserError` for one that cannot be loaded, and for a GPU that is asked for and absent.
     """
 
     def __init__(self, model: str, pretrained: str | None, revision: str | None = None, device: str = "auto"):
@@ -50,13 +50,13 @@ class TextTower:
         loaded, _, self._tokenizer = load_clip(model, pretrained, revision)
         self._text: Any = loaded if isinstance(loaded, open_clip.CLIP) else getattr(loaded, "text", None)
         if not isinstance(self._text, open_clip.CLIP | TextTransformer):
-            raise UserError(
+            raise NotComputableError(
                 f"{KEY}: {model!r} has a text encoder of another library ({type(self._text).__name__}); CoOp learns "
                 f"vectors in place of words and knows how to with open_clip's own text transformer only (as of CLIP, "
                 f"SigLIP, CoCa): name such a model"
             )
         if getattr(self._tokenizer, "tokenizer_mode", ""):  # it puts a token behind the padding
-            raise UserError(
+            raise NotComputableError(
                 f"{KEY}: {model!r} has a tokenizer of the mode {self._tokenizer.tokenizer_mode!r}; CoOp can place its "
                 f"vectors with the usual ones only: name another model"
             )

@@ -13,6 +13,8 @@ from pipeline_lib.metrics.cells import predicted
 from pipeline_lib.records import FewShotCells
 
 Read = Callable[[str], pa.Table]
+NO_BATCH_NORM = "the encoder has no batch norm"
+"""Why a method has no cells, where it does not say so itself."""
 _ROUNDING = 0.01  # percentage points: a cell's accuracy may have been rounded
 
 
@@ -80,6 +82,11 @@ class Outcomes:
     def shots(self, dataset: str, method: str) -> list[int]:
         """The numbers of shots of a method, ascending."""
         return sorted(cell.shots for cell in self.cells_of(dataset, method).cells)
+
+    def not_computed(self, dataset: str, method: str) -> str | None:
+        """Why a method has no cells on a data set; None where it has."""
+        cells = self.cells_of(dataset, method)
+        return None if cells.cells else cells.not_computed or NO_BATCH_NORM
 
     def outcome(self, dataset: str, method: str, shots: int) -> Outcome:
         """One method at one number of shots; zero-shot CLIP, which every table of predictions has, at 0."""

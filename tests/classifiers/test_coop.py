@@ -15,7 +15,7 @@ from pipeline_lib.classifiers import coop  # noqa: E402
 from pipeline_lib.classifiers.coop import CoOpSettings, train_coop  # noqa: E402
 from pipeline_lib.classifiers.examples import Examples  # noqa: E402
 from pipeline_lib.classifiers.text_tower import TextTower  # noqa: E402
-from pipeline_lib.errors import UserError  # noqa: E402
+from pipeline_lib.errors import NotComputableError  # noqa: E402
 
 torch.set_num_threads(1)
 MINIATURE = "local-dir:pipeline_lib/miniature/weights/clip"
@@ -178,9 +178,9 @@ def test_a_context_that_does_not_fit_names_the_key_and_the_largest(tower):
         r"^few_shot\.coop\.context_tokens: 12 tokens and the class name 'oak tree', 5 with start, full stop and end, "
         r"do not fit into the 16 positions of the text encoder; write 11 at the most$"
     )
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(NotComputableError, match=message):
         train_coop(shots_of(6), tower, NAMES, CoOpSettings(12), 1, seed=0)
-    with pytest.raises(UserError, match="no value fits: give the class a shorter name"):
+    with pytest.raises(NotComputableError, match="no value fits: give the class a shorter name"):
         train_coop(shots_of(6), tower, ["cat", "cat " * 14, "dog"], CoOpSettings(1), 1, seed=0)
 
 
@@ -194,7 +194,7 @@ def test_what_params_yaml_asks_for_fits_the_miniature():
         texts = [name + "." for name in names]
         coop._check_room(miniature, names, texts, params["few_shot"]["coop"]["context_tokens"])
         coop._check_room(miniature, names, texts, 14)
-        with pytest.raises(UserError, match="write 14 at the most"):
+        with pytest.raises(NotComputableError, match="write 14 at the most"):
             coop._check_room(miniature, names, texts, 15)
 
 

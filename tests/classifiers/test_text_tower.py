@@ -12,7 +12,7 @@ open_clip = pytest.importorskip("open_clip")
 
 from pipeline_lib.classifiers import text_tower  # noqa: E402
 from pipeline_lib.classifiers.text_tower import TextTower  # noqa: E402
-from pipeline_lib.errors import UserError  # noqa: E402
+from pipeline_lib.errors import NotComputableError  # noqa: E402
 
 torch.set_num_threads(1)
 MINIATURE = "local-dir:pipeline_lib/miniature/weights/clip"
@@ -182,11 +182,15 @@ def test_text_encoders_of_other_libraries_are_refused(monkeypatch: pytest.Monkey
     model = build({**VIT, "custom_text": True})
     model.text = HFTextEncoder("bert", 16, config=bert, pooler_type="mean_pooler", proj_type="linear", pretrained=False)
     monkeypatch.setattr(text_tower, "load_clip", lambda *_: (model, None, None))
-    with pytest.raises(UserError, match=r"^models\.encoders: 'some/model' has a text encoder of .*HFTextEncoder"):
+    with pytest.raises(
+        NotComputableError, match=r"^models\.encoders: 'some/model' has a text encoder of .*HFTextEncoder"
+    ):
         TextTower("some/model", None, device="cpu")
 
 
 def test_tokenizers_that_write_behind_the_padding_are_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(text_tower, "load_clip", lambda *_: (build(VIT), None, SimpleNamespace(tokenizer_mode="clips")))
-    with pytest.raises(UserError, match=r"^models\.encoders: 'some/model' has a tokenizer of the mode 'clips'"):
+    with pytest.raises(
+        NotComputableError, match=r"^models\.encoders: 'some/model' has a tokenizer of the mode 'clips'"
+    ):
         TextTower("some/model", None, device="cpu")
