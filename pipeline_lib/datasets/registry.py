@@ -4,6 +4,7 @@ A definition says where the real images come from in one of five ways: a renderi
 official download (`loader`), a folder with one sub-folder per class, Parquet files, or a Hugging Face data set.
 """
 
+import re
 import unicodedata
 from functools import cache
 from importlib import resources
@@ -102,7 +103,7 @@ class Dataset(BaseModel):
     prompt_template: str
     """Basic prompt of the generator; `{}` is the class name."""
     sentence_template: str
-    """Language-enhancement prompt; `{}` is the generated sentence."""
+    """Language-enhancement prompt; `{}` is the generated sentence, which has its own article ("a sneaker on ...")."""
     keywords: list[str] = []
     """Words handed to the word-to-sentence model with the class name (the concept set of CommonGen)."""
     fashion_mnist: Rendering | None = None
@@ -285,8 +286,9 @@ def builtin_datasets() -> dict[str, Dataset]:
 
 
 def read_datasets(values: dict[str, Any], where: str) -> dict[str, Dataset]:
-    """Validate definitions by name. `template` stands for all three templates; class names that are not given come
-    from the data: the sub-folders' names, the labels of Parquet files, the list that comes with a loader.
+    """Validate definitions by name. `template` stands for all three templates, for that of sentences without an article
+    before the `{}`; class names that are not given come from the data: the sub-folders' names, the labels of Parquet
+    files, the list that comes with a loader.
 
     Raises ValueError naming the definition, the key and the fault.
     """
@@ -311,13 +313,16 @@ def _describe(fault: Any) -> str:
 
 
 _TEMPLATES = ("head_templates", "prompt_template", "sentence_template")
+_ARTICLE = re.compile(r"\b(?:an?|the)\s+(?=\{\})", re.IGNORECASE)
 
 
 def _with_defaults(value: dict[str, Any], where: str) -> dict[str, Any]:
     value = dict(value)
     template = value.pop("template", None)
     if template is not None:
-        value = {"head_templates": [template], "prompt_template": template, "sentence_template": template} | value
+        # A sentence brings its own article: not "a photo of a a sneaker on the floor".
+        of_sentence = _ARTICLE.sub("", template) if isinstance(template, str) else template
+        value = {"head_templates": [template], "prompt_template": template, "sentence_template": of_sentence} | value
     for key, images in (("folder", "test"), ("train_folder", "training")):
         folder = value.get(key)  # a loader's root may be missing: official downloads are planned without their data
         if isinstance(folder, str) and not is_folder(folder):

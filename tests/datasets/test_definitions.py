@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from pipeline_lib.datasets.registry import fold, read_datasets
+from pipeline_lib.prompts import enhanced_prompts
 
 FOLDER = Path(str(resources.files("pipeline_lib.datasets")))
 # Classes, test images, train images; None: as many as the web still has.
@@ -331,3 +332,28 @@ def test_lists_of_different_lengths_are_named(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("pipeline_lib.datasets.registry._package", lambda: tmp_path)
     with pytest.raises(ValueError, match=r"own_datasets\.p: .*class_names/pets\.txt has 36 names, .*/pets\.txt has 37"):
         read_datasets({"p": {"loader": "pets", "template": "a photo of a {}"}}, "own_datasets")
+
+
+@pytest.mark.parametrize(
+    ("template", "of_sentence"),
+    [
+        ("a photo of a {}", "a photo of {}"),
+        ("A {}", "{}"),
+        ("a photo of the  {}, a type of bird", "a photo of {}, a type of bird"),
+        ("a painting of an {}", "a painting of {}"),
+        # No article, or words after it that are not for this to judge.
+        ("a centered satellite photo of {}", "a centered satellite photo of {}"),
+        ("pizza {}", "pizza {}"),
+        ("a photo of a white {} on black", "a photo of a white {} on black"),
+    ],
+)
+def test_one_template_leaves_the_article_to_the_sentence(template: str, of_sentence: str):
+    """'a photo of a a sneaker on the floor' was what language enhancement made of 'a photo of a {}'."""
+    own = {"class_names": ["sneaker", "bag"], "fashion_mnist": "objects", "template": template}
+    dataset = read_datasets({"own": own}, "own_datasets")["own"]
+    assert dataset.sentence_template == of_sentence
+    assert dataset.head_templates == [template] and dataset.prompt_template == template
+    prompts = enhanced_prompts("sneaker", dataset.sentence_template, ["a sneaker on the floor"])["prompt"].to_pylist()
+    assert prompts == [of_sentence.replace("{}", "a sneaker on the floor")]
+    as_written = read_datasets({"own": own | {"sentence_template": "one a {}"}}, "own_datasets")["own"]
+    assert as_written.sentence_template == "one a {}"
