@@ -1,7 +1,7 @@
 """What a plan costs: how much is to be drawn and encoded, for how long, and whether the disk has room for it."""
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,8 @@ class Amount:
     rows: int
     rows_there: int
     effort_missing: float
-    """Rows that are not there; an image that starts from a noised real one counts as its share of the steps."""
+    """Rows that are not there; an image that starts from a noised real one counts as its share of the steps. Of
+    training with batch norm, which has no rows: how often an image passes through the encoder, at the most."""
 
     @property
     def rows_missing(self) -> int:
@@ -33,11 +34,9 @@ def amounts(graph: Graph, jobs: Iterable[Artifact] | None = None) -> dict[str, A
     units = known if jobs is None else _units(jobs)
     found: dict[str, list[float]] = {}
     for unit in units.values():
-        # The features of a shard are as many as its images.
-        source = known.get(unit.spec["images"]) if unit.spec["stage"] == "embeddings" else unit
-        rows = _rows(source)
+        rows = _rows(unit, known)
         there = graph.store.is_complete(unit)
-        effort = 0.0 if there else rows * _share(unit)
+        effort = 0.0 if there else _passes(unit, known) or rows * _share(unit)
         count = found.setdefault(str(unit.spec["stage"]), [0, 0, 0, 0, 0.0])
         for position, value in enumerate((1, there, rows, rows * there, effort)):
             count[position] += value
@@ -55,11 +54,36 @@ def _units(jobs: Iterable[Artifact]) -> dict[str, Artifact]:
     return {unit.path: unit for job in jobs for unit in job.members or (job,)}
 
 
-def _rows(unit: Artifact | None) -> int:
-    # A split whose size is not known before it is read has no `stop`.
-    if unit is None or unit.spec.get("stop") is None:
+def _rows(unit: Artifact | None, known: Mapping[str, Artifact]) -> int:
+    """Images in a unit, as far as that is known before it is made."""
+    if unit is None:
         return 0
-    return int(unit.spec["stop"] - unit.spec["start"])
+    spec = unit.spec
+    if spec["stage"] == "embeddings":  # of a shard as many as its images
+        return _rows(known.get(spec["images"]), known)
+    if spec["stage"] == "real_images" and "shots" in spec:  # as many as the data set has enough images for
+        drawn = known[spec["shots"]].spec
+        return len(drawn["class_names"]) * int(drawn["n_shots"] + drawn["n_validation"])
+    # A split whose size is not known before it is read has no `stop`.
+    return 0 if spec.get("stop") is None else int(spec["stop"] - spec["start"])
+
+
+def _passes(unit: Artifact, known: Mapping[str, Artifact]) -> int:
+    """How often an image passes through the encoder in training with batch norm (Table 6): once in each epoch, and
+    all that are tested on once for zero-shot CLIP and once for each run. Of
+    other units 0.
+    """
+    spec = unit.spec
+    if spec["stage"] != "batch_norm":
+        return 0
+
+    def rows(paths: Iterable[str]) -> int:
+        return sum(_rows(known.get(path), known) for path in paths)
+
+    trained = [
+        run["shots"] * len(spec["class_names"]) if "drawn" in run else rows(run["images"]) for run in spec["runs"]
+    ]
+    return int(spec["settings"]["epochs"] * sum(trained) + (1 + len(trained)) * rows(spec["tested"]))
 
 
 @dataclass(frozen=True)
@@ -78,11 +102,12 @@ def estimate(found: dict[str, Amount], costs: Costs) -> Estimate:
     missing = {stage: amount.rows_missing for stage, amount in found.items()}
     drawn, real, encoded = (missing.get(stage, 0) for stage in ("images", "real_images", "embeddings"))
     effort = found["images"].effort_missing if "images" in found else 0.0
+    passes = encoded + (round(found["batch_norm"].effort_missing) if "batch_norm" in found else 0)
     return Estimate(
         n_drawn=drawn,
-        n_encoded=encoded,
+        n_encoded=passes,
         drawing_hours=_hours(effort, costs.images_per_second),
-        encoding_hours=_hours(encoded, costs.encodes_per_second),
+        encoding_hours=_hours(passes, costs.encodes_per_second),
         n_bytes=round(1000 * ((drawn + real) * costs.kilobytes_per_image + encoded * costs.kilobytes_per_embedding)),
     )
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_project import changed, make_all, planned
+from small_project import changed, draw_shapes, make_all, planned
 
 from pipeline_lib.costs import Amount, Estimate, amounts, estimate, require_disk, summary
 from pipeline_lib.errors import UserError
@@ -55,6 +55,27 @@ def test_estimate_at_the_papers_scale():
     silent = Costs(kilobytes_per_image=45, kilobytes_per_embedding=2)
     assert estimate(found, silent).drawing_hours is None
     assert "hours" not in "\n".join(summary(found, silent))
+
+
+def test_few_shot_encodes_its_shots_and_table_6_passes_images_through_the_encoder(params: Params, tmp_path: Path):
+    """By hand: 2 seeds draw 16 shots and 1 validation image of 3 classes. Table 6: 2 seeds pass 6 shots in 2 epochs,
+    2 seeds 12 synthetic images in 2 epochs; each of the two jobs is tested on 6 images, 1 + 2 times."""
+    before = amounts(planned(params))
+    own = params["own_datasets"]["shapes"] | {"train_folder": str(draw_shapes(tmp_path / "train", 5, seed=1))}
+    few = changed(params, own_datasets={"shapes": own}, few_shot__datasets=["shapes"])
+    found = amounts(planned(few))
+    assert "batch_norm" not in before
+    assert found["real_images"].rows - before["real_images"].rows == 2 * 3 * (16 + 1)
+    guided = found["images"].rows - before["images"].rows
+    assert guided == 2 * 2 * 3 * 4  # for each number of shots, seed and class
+    assert found["embeddings"].rows - before["embeddings"].rows == 2 * 3 * (16 + 1) + guided
+    passes = (2 * 2 * 6 + 3 * 6) + (2 * 2 * 12 + 3 * 6)
+    assert found["batch_norm"] == Amount(artifacts=2, artifacts_there=0, rows=0, rows_there=0, effort_missing=passes)
+    without = {stage: amount for stage, amount in found.items() if stage != "batch_norm"}
+    costs = planned(few).config.costs
+    whole, rest = estimate(found, costs), estimate(without, costs)
+    assert whole.n_encoded - rest.n_encoded == passes and whole.n_bytes == rest.n_bytes
+    assert whole.encoding_hours is not None and whole.encoding_hours * 3600 == pytest.approx(whole.n_encoded / 100)
 
 
 def test_a_disk_too_small_is_told_before_anything_starts(params: Params, monkeypatch: pytest.MonkeyPatch):
