@@ -154,7 +154,8 @@ def test_a_method_that_could_not_be_run_has_no_line_and_is_named(tmp_path: Path,
     assert any(text == "Not computed: CoOp on b, average. The CSV says why." for text, *_ in found)
     assert not any("Not computed" in text for text, *_ in before)
     assert sum(1 for _ in lines(svg, BLUE, 5)) == sum(1 for _ in lines(two, BLUE, 5))
-    height = float((svg.get("viewBox") or "").split()[3])
+    height, without = (float((one.get("viewBox") or "").split()[3]) for one in (svg, two))
+    assert height - without >= 8.0  # room of its own
     foot = sorted(y for text, _, y in found if "Study small" in text or "Not computed" in text)
     assert len(foot) == 2 and foot[1] - foot[0] >= 8.0 and foot[1] < height
     assert max(y for text, _, y in found if text == "real shots per class") < foot[0] - 8.0
