@@ -32,8 +32,8 @@ VERSIONS = {
     "batch_norm": 2,
     "predictions": 1,
     "metrics": 1,
-    "few_shot_metrics": 2,
-    "tables": 1,
+    "few_shot_metrics": 3,
+    "tables": 2,
     "samples": 1,
 }
 
