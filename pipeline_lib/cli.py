@@ -69,15 +69,10 @@ for _name, _summary in STAGE_HELP.items():
 def run_stage(name: str, spec: Path, out: Path, store_root: Path) -> None:
     """Make the artifact of a spec file. Raises `UserError` where spec, stage and destination do not fit."""
     from pipeline_lib import stages, timings
-    from pipeline_lib.store import Artifact, Store, storage_errors
+    from pipeline_lib.store import Store, read_spec, storage_errors
 
     started = time.perf_counter()
-    try:
-        artifact = Artifact.from_json(json.loads(spec.read_bytes()))
-    except FileNotFoundError:
-        raise UserError(f"{spec} does not exist; `snakemake` writes the spec files when a run starts") from None
-    except (KeyError, TypeError, ValueError):
-        raise UserError(f"{spec} is not a spec file; the next `snakemake` run writes it again") from None
+    artifact = read_spec(spec)
     if artifact.spec["stage"] != name:
         raise UserError(f"{spec} is a spec of stage {artifact.spec['stage']!r}, not of {name!r}")
     store = Store(store_root)

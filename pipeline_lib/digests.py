@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from pipeline_lib.errors import UserError
-from pipeline_lib.store import file_sha256, write_json
+from pipeline_lib.store import file_sha256, key_of, write_json
 
 _CACHE_FROM_BYTES = 64 * 1024 * 1024  # in all; less hashes faster than the cache is worth
 _NAME_BYTES, _PATH_BYTES = 255, 4095  # Linux: NAME_MAX, and PATH_MAX without its NUL
@@ -48,11 +48,7 @@ class DigestCache:
 
     def __init__(self, path: Path):
         self._path = path
-        try:
-            known = json.loads(path.read_text())
-        except (FileNotFoundError, ValueError):
-            known = None
-        self._known: dict[str, str] = known if isinstance(known, dict) else {}
+        self._known = _read_known(path)
         self._changed = False
 
     def files(self, root: Path, files: Sequence[Path]) -> str:
@@ -78,8 +74,19 @@ class DigestCache:
         """Keep what was learned; a read-only folder only costs the time to hash again."""
         if self._changed:
             with suppress(OSError):
-                write_json(self._path, self._known)
+                write_json(self._path, {"digests": self._known, "check": key_of(self._known)})
             self._changed = False
+
+
+def _read_known(path: Path) -> dict[str, str]:
+    """What a cache's file holds; nothing where it is damaged: one flipped bit would be another model, under other
+    keys."""
+    try:
+        content = json.loads(path.read_bytes())
+        known: dict[str, str] = content["digests"]
+        return known if content["check"] == key_of(known) else {}
+    except (FileNotFoundError, KeyError, TypeError, ValueError):
+        return {}
 
 
 def _digest(root: Path, files: Sequence[Path]) -> str:

@@ -9,13 +9,16 @@ from pipeline_lib.config import Config
 from pipeline_lib.errors import UserError
 from pipeline_lib.model_cards import require_intact
 from pipeline_lib.plan import Plan
-from pipeline_lib.records import Record
+from pipeline_lib.progress import Progress
+from pipeline_lib.records import Input, Member, Record
+from pipeline_lib.sets import read_receipt
 from pipeline_lib.store import (
     BESIDE,
     KEY_CHARACTERS,
     RECORD_SUFFIX,
     Store,
-    file_sha256,
+    faults_beside,
+    file_fault,
     read_record,
     record_path,
     result_record_path,
@@ -108,9 +111,9 @@ class Verification:
 def verify_store(store: Store, results: Path) -> Verification:
     """Hash all artifacts and results; find what is damaged and what was made from it.
 
-    An artifact is faulty if it is missing, has another size or digest than its record says, has no readable record, or
-    was made from an input whose digest is not the present one. A result is faulty, too, if a file that comes with it
-    is missing or has another digest.
+    An artifact is faulty if it is missing, has another size or digest than its record says, or has no readable record.
+    A result is faulty, too, if a file that comes with it is missing or has another digest. What was made from something
+    whose digest is not the present one is a dependant, though all may be whole.
 
     Raises `UserError` where there is no store.
     """
@@ -120,9 +123,12 @@ def verify_store(store: Store, results: Path) -> Verification:
     made = {record.path: record for record in _result_records(results)}
     records = stored | made
     faulty: dict[str, list[str]] = {}
-    for path, record in records.items():
-        if faults := [*_faults(path, _locate(path, store), record), *_faults_beside(record)]:
-            faulty[path] = faults
+    with Progress("verify", len(records), "artifact") as progress:
+        for path, record in records.items():
+            file = _locate(path, store)
+            if faults := [*filter(None, [file_fault(file, record)]), *faults_beside(file, record)]:
+                faulty[path] = faults
+            progress.update(1)
     for path in _unrecorded(store, results):
         faulty[path] = [f"unfinished: {path} has no readable record"]
     # After a clone the tables are there, and nothing that they were made from: no damage.
@@ -131,6 +137,7 @@ def verify_store(store: Store, results: Path) -> Verification:
     records = {path: record for path, record in records.items() if path not in elsewhere}
     for path in sorted({parent for record in records.values() for parent in _parents(record)} - records.keys()):
         faulty.setdefault(path, [f"missing: {path}, from which others were made"])
+    stale = {path for path, record in records.items() if path not in faulty and _is_stale(record, records, store)}
     dependants: set[str] = set()
     lost = set(faulty)
     grew = True
@@ -138,7 +145,7 @@ def verify_store(store: Store, results: Path) -> Verification:
         found = {
             path
             for path, record in records.items()
-            if path not in lost and (_stale(record, records) or lost.intersection(_parents(record)))
+            if path not in lost and (path in stale or lost.intersection(_parents(record)))
         }
         dependants |= found
         lost |= found
@@ -150,26 +157,6 @@ def verify_store(store: Store, results: Path) -> Verification:
         dependants=sorted(dependants),
         elsewhere=sorted(elsewhere - faulty.keys()),
     )
-
-
-def _faults(path: str, file: Path, record: Record) -> Iterator[str]:
-    """A line where the file at the path of a record is not what the record says."""
-    if not file.is_file():
-        yield f"missing: {path} (its record is there)"
-    elif file.stat().st_size != record.n_bytes:
-        yield f"damaged: {path} has {file.stat().st_size} bytes, its record says {record.n_bytes}"
-    elif file_sha256(file) != record.sha256:
-        yield f"damaged: {path} does not have the SHA-256 of its record"
-
-
-def _faults_beside(record: Record) -> Iterator[str]:
-    """A line for each file that comes with a result and is not what the result's record says."""
-    for name, sha256 in record.details.get(BESIDE, {}).items():
-        file = Path(record.path).with_name(name)
-        if not file.is_file():
-            yield f"missing: {file} (the record of {record.path} names it)"
-        elif file_sha256(file) != sha256:
-            yield f"damaged: {file} does not have the SHA-256 in the record of {record.path}"
 
 
 def remove_all(paths: Sequence[str], store: Store) -> None:
@@ -189,9 +176,12 @@ def _parents(record: Record) -> list[str]:
     return [entry.path for entry in record.inputs] + list(record.spec.get("members", []))
 
 
-def _stale(record: Record, records: dict[str, Record]) -> bool:
-    """Whether an input has been made anew with other content."""
-    return any(entry.path in records and records[entry.path].sha256 != entry.sha256 for entry in record.inputs)
+def _is_stale(record: Record, records: dict[str, Record], store: Store) -> bool:
+    """Whether an input, or of a set that is whole a unit, has been made anew with other content."""
+    sources: list[Input | Member] = [*record.inputs]
+    if "set" in record.spec:
+        sources += read_receipt(store.path(record.path)).members
+    return any(source.path in records and records[source.path].sha256 != source.sha256 for source in sources)
 
 
 def _locate(path: str, store: Store) -> Path:
@@ -212,7 +202,7 @@ def _unrecorded(store: Store, results: Path) -> Iterator[str]:
         artifact = path.is_file() and path.suffix in (".parquet", ".safetensors", ".json", ".png")
         hidden = any(part.startswith(".") for part in path.relative_to(store.root).parts)
         spec_or_record = path.parent.name == "specs" or path.name.endswith(RECORD_SUFFIX)
-        if artifact and not hidden and not spec_or_record and read_record(path) is None:
+        if artifact and not hidden and not spec_or_record and store.record(store.relative(path)) is None:
             yield store.relative(path)
     # Of results, only what has a record that cannot be read: the folder may hold files of other origin.
     for record in sorted(results.rglob(f".records/*{RECORD_SUFFIX}")):
