@@ -108,6 +108,11 @@ def files_below(folder: Path, suffixes: frozenset[str]) -> list[Path]:
     return sorted(found)
 
 
+def model_files(folder: Path) -> list[Path]:
+    """The files of a model folder that determine what the model computes; sorted."""
+    return files_below(folder, _MODEL_SUFFIXES)
+
+
 def model_digest(model: str, revision: str | None, key: str, cache: DigestCache) -> str:
     """What identifies a model's weights: the content of a local folder, or the pinned revision of a hub id.
 
@@ -115,7 +120,7 @@ def model_digest(model: str, revision: str | None, key: str, cache: DigestCache)
     """
     folder = Path(model)
     if is_folder(model):
-        files = files_below(folder, _MODEL_SUFFIXES)
+        files = model_files(folder)
         if not files:
             raise UserError(f"models.{key}: the folder {model!r} holds no {' or '.join(sorted(_MODEL_SUFFIXES))} file")
         return f"sha256:{cache.files(folder, files)}"
