@@ -93,12 +93,13 @@ def show(
     path: Annotated[Path, typer.Argument(help="A table, a picture or an artifact.")],
     store: StoreOption = Path("store"),
     depth: Annotated[int, typer.Option(min=0, help="How many steps back to print.")] = 20,
+    is_whole: Annotated[bool, typer.Option("--all", help="Print every unit, and long lists whole.")] = False,
 ) -> None:
     """Print how something was made, from a table cell back to prompts, seeds and model digests."""
     from pipeline_lib.maintenance import provenance
     from pipeline_lib.store import Store
 
-    for line in provenance(path, Store(store), depth):
+    for line in provenance(path, Store(store), depth, is_whole=is_whole):
         print(line)
 
 

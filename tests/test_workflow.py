@@ -237,7 +237,7 @@ def test_a_damaged_shard_is_found_and_made_again_with_what_rests_on_it(project: 
     path.write_bytes(bytes(content))
     found = project.pipeline_lib("verify", "--store", STORE)
     assert found.returncode == 1
-    assert f"damaged: {shard}" in found.stdout
+    assert f"damaged: {STORE}/{shard}" in found.stdout
     dependants = {line.split(": ", 1)[1] for line in found.stdout.splitlines() if line.startswith("made from damaged")}
     assert "results/table2.csv" in dependants
     assert not [name for name in dependants if "language_enhancement" in name]
