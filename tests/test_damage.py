@@ -13,6 +13,7 @@ from pipeline_lib.cli import run_stage
 from pipeline_lib.errors import UserError
 from pipeline_lib.maintenance import remove_all, verify_store
 from pipeline_lib.plan import Plan
+from pipeline_lib.presence import clear_unreadable
 from pipeline_lib.store import RECORD_SUFFIX, Artifact, Store, record_path, result_record_path
 
 RESULTS = Path("results")
@@ -236,3 +237,22 @@ def test_what_was_damaged_is_made_again_alone(plan: Plan, params: Params, kind: 
     assert {path for path in before if path.stat().st_mtime_ns != times[path]} <= removed
     found = verify_store(Store(Path("store")), RESULTS)
     assert (found.faults, found.dependants) == ([], [])
+
+
+def test_damaged_notes_of_snakemake_are_removed_and_whole_ones_stay(tmp_path: Path):
+    """Bytes that are no text would end every run with a traceback; JSON that is none, Snakemake itself passes over."""
+    notes = {
+        "a": b'{"rule": "images"}',
+        "b": b'{"rule": "\xefmages"}',
+        "@long/c": b'{"rule"',
+        "@long/d": b"\xff",
+        "e": b"",
+    }
+    for name, content in notes.items():
+        path = tmp_path / "metadata" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    clear_unreadable(tmp_path)
+    left = {path.relative_to(tmp_path / "metadata").as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {"a", "@long/c", "e"}
+    clear_unreadable(tmp_path / "none")

@@ -127,6 +127,31 @@ def test_an_input_that_was_made_anew_with_other_content_is_noticed(params: Param
     assert set(found.dependants) == dependants_of(scores.path, plan)
 
 
+def test_a_unit_that_was_made_anew_with_other_content_is_noticed(params: Params):
+    """By the sets that name the old one, too: else what reads them would end for ever."""
+    plan = planned(params)
+    images = plan.images("shapes", "basic")[0]
+    shard = images.members[0]
+    content = plan.store.path(shard).read_bytes()
+    with plan.store.making(shard) as path:
+        path.write_bytes(content + b" ")
+    found = verify_store(plan.store, RESULTS)
+    assert found.faults == []
+    assert images.path in found.dependants
+    assert set(found.dependants) == dependants_of(shard.path, plan)
+
+
+def test_an_artifact_with_anothers_record_is_found(params: Params):
+    """Copied by hand, both whole: the file is not what its name says."""
+    plan = planned(params)
+    store = plan.store
+    first, second, *_ = (shard.path for shard in plan.images("shapes", "basic")[0].members)
+    shutil.copy(store.path(first), store.path(second))
+    shutil.copy(record_path(store.path(first)), record_path(store.path(second)))
+    found = verify_store(store, RESULTS)
+    assert found.faulty == [second]
+
+
 @pytest.mark.parametrize("stage", ["prompts", "images", "embeddings", "classifiers"])
 def test_removing_what_is_damaged_and_running_again_gives_the_same_store(params: Params, stage: str):
     """After --remove a run makes what was removed, byte for byte, and leaves the rest alone."""
