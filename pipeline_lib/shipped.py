@@ -69,7 +69,7 @@ def _listed() -> Mapping[str, str]:
     except (FileNotFoundError, ValueError):
         lines = []
     found = [match for line in lines if (match := _LINE.fullmatch(line))]
-    if not found or len(found) < len(lines):
+    if not found:
         raise UserError(f"{'damaged' if path.exists() else 'missing'}: {path}, the list of shipped files. {REMEDY}")
     return {line["name"]: line["sha256"] for line in found}
 
