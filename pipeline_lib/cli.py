@@ -69,15 +69,10 @@ for _name, _summary in STAGE_HELP.items():
 def run_stage(name: str, spec: Path, out: Path, store_root: Path) -> None:
     """Make the artifact of a spec file. Raises `UserError` where spec, stage and destination do not fit."""
     from pipeline_lib import stages, timings
-    from pipeline_lib.store import Artifact, Store, storage_errors
+    from pipeline_lib.store import Store, read_spec, storage_errors
 
     started = time.perf_counter()
-    try:
-        artifact = Artifact.from_json(json.loads(spec.read_bytes()))
-    except FileNotFoundError:
-        raise UserError(f"{spec} does not exist; `snakemake` writes the spec files when a run starts") from None
-    except (KeyError, TypeError, ValueError):
-        raise UserError(f"{spec} is not a spec file; the next `snakemake` run writes it again") from None
+    artifact = read_spec(spec)
     if artifact.spec["stage"] != name:
         raise UserError(f"{spec} is a spec of stage {artifact.spec['stage']!r}, not of {name!r}")
     store = Store(store_root)
@@ -98,12 +93,13 @@ def show(
     path: Annotated[Path, typer.Argument(help="A table, a picture or an artifact.")],
     store: StoreOption = Path("store"),
     depth: Annotated[int, typer.Option(min=0, help="How many steps back to print.")] = 20,
+    is_whole: Annotated[bool, typer.Option("--all", help="Print every unit, and long lists whole.")] = False,
 ) -> None:
     """Print how something was made, from a table cell back to prompts, seeds and model digests."""
     from pipeline_lib.maintenance import provenance
     from pipeline_lib.store import Store
 
-    for line in provenance(path, Store(store), depth):
+    for line in provenance(path, Store(store), depth, is_whole=is_whole):
         print(line)
 
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from pipeline_lib.errors import UserError
-from pipeline_lib.store import file_sha256, write_json
+from pipeline_lib.store import file_sha256, key_of, write_json
 
 _CACHE_FROM_BYTES = 64 * 1024 * 1024  # in all; less hashes faster than the cache is worth
 _NAME_BYTES, _PATH_BYTES = 255, 4095  # Linux: NAME_MAX, and PATH_MAX without its NUL
@@ -48,11 +48,7 @@ class DigestCache:
 
     def __init__(self, path: Path):
         self._path = path
-        try:
-            known = json.loads(path.read_text())
-        except (FileNotFoundError, ValueError):
-            known = None
-        self._known: dict[str, str] = known if isinstance(known, dict) else {}
+        self._known = _read_known(path)
         self._changed = False
 
     def files(self, root: Path, files: Sequence[Path]) -> str:
@@ -78,8 +74,19 @@ class DigestCache:
         """Keep what was learned; a read-only folder only costs the time to hash again."""
         if self._changed:
             with suppress(OSError):
-                write_json(self._path, self._known)
+                write_json(self._path, {"digests": self._known, "check": key_of(self._known)})
             self._changed = False
+
+
+def _read_known(path: Path) -> dict[str, str]:
+    """What a cache's file holds; nothing where it is damaged: one flipped bit would be another model, under other
+    keys."""
+    try:
+        content = json.loads(path.read_bytes())
+        known: dict[str, str] = content["digests"]
+        return known if content["check"] == key_of(known) else {}
+    except (FileNotFoundError, KeyError, TypeError, ValueError):
+        return {}
 
 
 def _digest(root: Path, files: Sequence[Path]) -> str:
@@ -101,6 +108,11 @@ def files_below(folder: Path, suffixes: frozenset[str]) -> list[Path]:
     return sorted(found)
 
 
+def model_files(folder: Path) -> list[Path]:
+    """The files of a model folder that determine what the model computes; sorted."""
+    return files_below(folder, _MODEL_SUFFIXES)
+
+
 def model_digest(model: str, revision: str | None, key: str, cache: DigestCache) -> str:
     """What identifies a model's weights: the content of a local folder, or the pinned revision of a hub id.
 
@@ -108,7 +120,7 @@ def model_digest(model: str, revision: str | None, key: str, cache: DigestCache)
     """
     folder = Path(model)
     if is_folder(model):
-        files = files_below(folder, _MODEL_SUFFIXES)
+        files = model_files(folder)
         if not files:
             raise UserError(f"models.{key}: the folder {model!r} holds no {' or '.join(sorted(_MODEL_SUFFIXES))} file")
         return f"sha256:{cache.files(folder, files)}"

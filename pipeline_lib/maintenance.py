@@ -1,75 +1,136 @@
 """Looking after a store: where something comes from, what is damaged, what is not needed any more."""
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pipeline_lib.config import Config
 from pipeline_lib.errors import UserError
 from pipeline_lib.model_cards import require_intact
 from pipeline_lib.plan import Plan
-from pipeline_lib.records import Record
+from pipeline_lib.progress import Progress
+from pipeline_lib.records import Input, Member, Record
+from pipeline_lib.sets import read_receipt
 from pipeline_lib.store import (
     BESIDE,
     KEY_CHARACTERS,
     RECORD_SUFFIX,
     Store,
-    file_sha256,
+    faults_beside,
+    file_fault,
     read_record,
     record_path,
     result_record_path,
 )
 
 _HIDDEN_IN_SHOW = frozenset({"stage", "version", "set", "members"})
+# Of these, made by the hundred, `show` describes one in the place of many.
+_UNITS = frozenset({"prompts", "images", "real_images", "shots", "embeddings", "heads"})
+_MANY = 3
+_LONG = 200  # characters
 
 
 # --- show -------------------------------------------------------------------------------------------------------------
 
 
-def provenance(path: Path, store: Store, depth: int) -> Iterator[str]:
-    """Lines that say how `path` was made: what determines it, then each input in turn, each shown once.
+def provenance(path: Path, store: Store, depth: int, *, is_whole: bool = False) -> Iterator[str]:
+    """Lines that say how `path` was made: what determines it, then each input in turn, each described once.
 
-    Inputs that are not in this store are named; where it has none of them, a line says so. Raises `UserError` where
-    there is no record.
+    Of many units of one kind (shards of images, their features) the number and the keys are said, and one is described;
+    long lists are cut. With `is_whole` everything is printed. Inputs that are not in this store are named; where it has
+    none of them, a line says so. Raises `UserError` where there is no record.
     """
     record = read_record(path) or read_record(store.path(str(path)))
     if record is None:
         raise UserError(f"{path} has no record in {store.root}; give a table, a picture or an artifact of the store")
-    yield from _describe(record, store, depth, 0, set())
+    yield from _Chain(store, depth, is_whole).describe(record, 0)
 
 
-def _describe(record: Record, store: Store, depth: int, level: int, shown: set[str]) -> Iterator[str]:
-    indent = "  " * level
-    yield f"{indent}{record.path}"
-    if record.path in shown:
-        yield f"{indent}  (shown above)"
-        return
-    shown.add(record.path)
-    yield f"{indent}  key {record.key[:KEY_CHARACTERS]}  sha256 {record.sha256[:16]}  made {record.created}"
-    inputs = {entry.path for entry in record.inputs}
-    for name, value in record.spec.items():
-        if name not in _HIDDEN_IN_SHOW and not _names_inputs(value, inputs):
-            yield f"{indent}  {name}: {json.dumps(value, ensure_ascii=False)}"
-    for name, value in record.details.items():
-        if name != BESIDE:
-            yield f"{indent}  ({name}: {json.dumps(value, ensure_ascii=False)})"
-    if level == depth:
-        return
-    sources = _sources(record)
-    known = {source: found for source in sources if (found := store.record(source)) is not None}
-    if sources and not known:
-        yield (
-            f"{indent}  None of the {len(sources)} artifacts that it was made from is in {store.root}: it was made "
-            f"elsewhere. Name the store that has them with --store, or make it here."
+@dataclass(frozen=True)
+class _Chain:
+    """Describes records and what they were made from, and remembers what has been described."""
+
+    store: Store
+    depth: int
+    is_whole: bool
+    shown: set[str] = field(default_factory=set)
+    groups: set[frozenset[str]] = field(default_factory=set)
+
+    def describe(self, record: Record, level: int) -> Iterator[str]:
+        """Lines of a record and of its inputs, `level` steps from the start."""
+        indent = "  " * level
+        self.shown.add(record.path)
+        yield f"{indent}{record.path}"
+        yield f"{indent}  key {record.key[:KEY_CHARACTERS]}  sha256 {record.sha256[:16]}  made {record.created}"
+        inputs = {entry.path for entry in record.inputs}
+        spec = {name: value for name, value in record.spec.items() if name not in _HIDDEN_IN_SHOW}
+        yield from self._values(
+            indent, {name: value for name, value in spec.items() if not _names_inputs(value, inputs)}
         )
-        return
-    for source in sources:
-        if source in known:
-            yield from _describe(known[source], store, depth, level + 1, shown)
-        else:
-            yield f"{indent}  {source}"
-            yield f"{indent}    (not in {store.root})"
+        details = {name: value for name, value in record.details.items() if name != BESIDE}
+        yield from (f"{line})" for line in self._values(indent, details, opening="("))
+        if level == self.depth:
+            return
+        sources = _sources(record)
+        known = {source: found for source in sources if (found := self.store.record(source)) is not None}
+        if sources and not known:
+            yield (
+                f"{indent}  None of the {len(sources)} artifacts that it was made from is in {self.store.root}: it was "
+                f"made elsewhere. Name the store that has them with --store, or make it here."
+            )
+            return
+        for source in sources:
+            if source not in known:
+                yield f"{indent}  {source}"
+                yield f"{indent}    (not in {self.store.root})"
+        kinds: dict[str, list[Record]] = {}
+        for source, found in known.items():
+            kinds.setdefault(_kind(source), []).append(found)
+        repeated: list[str] = []
+        for kind, records in kinds.items():
+            yield from self._inputs(kind, records, level + 1, repeated)
+        if repeated:
+            yield f"{indent}  shown above: {'; '.join(repeated)}"
+
+    def _inputs(self, kind: str, records: list[Record], level: int, repeated: list[str]) -> Iterator[str]:
+        """Lines of the inputs of one kind; what was shown before goes to `repeated`."""
+        if self.is_whole or len(records) <= _MANY or kind.partition("/")[0] not in _UNITS:
+            for record in records:
+                if record.path in self.shown:
+                    repeated.append(record.path)
+                else:
+                    yield from self.describe(record, level)
+            return
+        group = frozenset(record.path for record in records)
+        keys = sorted(record.key[:KEY_CHARACTERS] for record in records)
+        title = f"{len(records)} of {kind} (keys {keys[0]} to {keys[-1]})"
+        example = next((record for record in records if record.path not in self.shown), None)
+        if example is None or group in self.groups:
+            repeated.append(title)
+            return
+        self.groups.add(group)
+        yield f"{'  ' * level}{title}, such as:"
+        yield from self.describe(example, level)
+
+    def _values(self, indent: str, values: Mapping[str, Any], opening: str = "") -> Iterator[str]:
+        """A line of names and values, or one for each where all is printed."""
+        shown = [f"{name}: {self._shortened(value)}" for name, value in values.items()]
+        for line in shown if self.is_whole else filter(None, [", ".join(shown)]):
+            yield f"{indent}  {opening}{line}"
+
+    def _shortened(self, value: Any) -> str:
+        text = json.dumps(value, ensure_ascii=False)
+        if self.is_whole or len(text) <= _LONG:
+            return text
+        return f"{text[:_LONG]}... ({len(value)} {'characters' if isinstance(value, str) else 'entries'})"
+
+
+def _kind(path: str) -> str:
+    """What inputs are alike in: their stage, of features what they are of, and whether they are sets."""
+    stage, second, *_ = path.split("/")
+    return f"{stage}/{second}" if stage == "embeddings" or second == "sets" else stage
 
 
 def _names_inputs(value: object, inputs: set[str]) -> bool:
@@ -108,9 +169,9 @@ class Verification:
 def verify_store(store: Store, results: Path) -> Verification:
     """Hash all artifacts and results; find what is damaged and what was made from it.
 
-    An artifact is faulty if it is missing, has another size or digest than its record says, has no readable record, or
-    was made from an input whose digest is not the present one. A result is faulty, too, if a file that comes with it
-    is missing or has another digest.
+    An artifact is faulty if it is missing, has another size or digest than its record says, or has no readable record.
+    A result is faulty, too, if a file that comes with it is missing or has another digest. What was made from something
+    whose digest is not the present one is a dependant, though all may be whole.
 
     Raises `UserError` where there is no store.
     """
@@ -120,9 +181,12 @@ def verify_store(store: Store, results: Path) -> Verification:
     made = {record.path: record for record in _result_records(results)}
     records = stored | made
     faulty: dict[str, list[str]] = {}
-    for path, record in records.items():
-        if faults := [*_faults(path, _locate(path, store), record), *_faults_beside(record)]:
-            faulty[path] = faults
+    with Progress("verify", len(records), "artifact") as progress:
+        for path, record in records.items():
+            file = _locate(path, store)
+            if faults := [*filter(None, [file_fault(file, record)]), *faults_beside(file, record)]:
+                faulty[path] = faults
+            progress.update(1)
     for path in _unrecorded(store, results):
         faulty[path] = [f"unfinished: {path} has no readable record"]
     # After a clone the tables are there, and nothing that they were made from: no damage.
@@ -131,6 +195,7 @@ def verify_store(store: Store, results: Path) -> Verification:
     records = {path: record for path, record in records.items() if path not in elsewhere}
     for path in sorted({parent for record in records.values() for parent in _parents(record)} - records.keys()):
         faulty.setdefault(path, [f"missing: {path}, from which others were made"])
+    stale = {path for path, record in records.items() if path not in faulty and _is_stale(record, records, store)}
     dependants: set[str] = set()
     lost = set(faulty)
     grew = True
@@ -138,7 +203,7 @@ def verify_store(store: Store, results: Path) -> Verification:
         found = {
             path
             for path, record in records.items()
-            if path not in lost and (_stale(record, records) or lost.intersection(_parents(record)))
+            if path not in lost and (path in stale or lost.intersection(_parents(record)))
         }
         dependants |= found
         lost |= found
@@ -150,26 +215,6 @@ def verify_store(store: Store, results: Path) -> Verification:
         dependants=sorted(dependants),
         elsewhere=sorted(elsewhere - faulty.keys()),
     )
-
-
-def _faults(path: str, file: Path, record: Record) -> Iterator[str]:
-    """A line where the file at the path of a record is not what the record says."""
-    if not file.is_file():
-        yield f"missing: {path} (its record is there)"
-    elif file.stat().st_size != record.n_bytes:
-        yield f"damaged: {path} has {file.stat().st_size} bytes, its record says {record.n_bytes}"
-    elif file_sha256(file) != record.sha256:
-        yield f"damaged: {path} does not have the SHA-256 of its record"
-
-
-def _faults_beside(record: Record) -> Iterator[str]:
-    """A line for each file that comes with a result and is not what the result's record says."""
-    for name, sha256 in record.details.get(BESIDE, {}).items():
-        file = Path(record.path).with_name(name)
-        if not file.is_file():
-            yield f"missing: {file} (the record of {record.path} names it)"
-        elif file_sha256(file) != sha256:
-            yield f"damaged: {file} does not have the SHA-256 in the record of {record.path}"
 
 
 def remove_all(paths: Sequence[str], store: Store) -> None:
@@ -189,9 +234,12 @@ def _parents(record: Record) -> list[str]:
     return [entry.path for entry in record.inputs] + list(record.spec.get("members", []))
 
 
-def _stale(record: Record, records: dict[str, Record]) -> bool:
-    """Whether an input has been made anew with other content."""
-    return any(entry.path in records and records[entry.path].sha256 != entry.sha256 for entry in record.inputs)
+def _is_stale(record: Record, records: dict[str, Record], store: Store) -> bool:
+    """Whether an input, or of a set that is whole a unit, has been made anew with other content."""
+    sources: list[Input | Member] = [*record.inputs]
+    if "set" in record.spec:
+        sources += read_receipt(store.path(record.path)).members
+    return any(source.path in records and records[source.path].sha256 != source.sha256 for source in sources)
 
 
 def _locate(path: str, store: Store) -> Path:
@@ -212,7 +260,7 @@ def _unrecorded(store: Store, results: Path) -> Iterator[str]:
         artifact = path.is_file() and path.suffix in (".parquet", ".safetensors", ".json", ".png")
         hidden = any(part.startswith(".") for part in path.relative_to(store.root).parts)
         spec_or_record = path.parent.name == "specs" or path.name.endswith(RECORD_SUFFIX)
-        if artifact and not hidden and not spec_or_record and read_record(path) is None:
+        if artifact and not hidden and not spec_or_record and store.record(store.relative(path)) is None:
             yield store.relative(path)
     # Of results, only what has a record that cannot be read: the folder may hold files of other origin.
     for record in sorted(results.rglob(f".records/*{RECORD_SUFFIX}")):

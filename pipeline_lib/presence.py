@@ -47,6 +47,17 @@ def clear_remains(snakemake: Path, folders: Sequence[Path]) -> bool:
     return alone
 
 
+def clear_unreadable(snakemake: Path) -> None:
+    """Remove what Snakemake has noted of files it made, where that is no text: it would end with a traceback in every
+    run. It does without such notes, for artifacts are made when they are missing and for no other reason."""
+    for note in (snakemake / "metadata").rglob("*"):
+        try:
+            if note.is_file():
+                note.read_text(encoding="utf-8")
+        except ValueError:
+            note.unlink(missing_ok=True)
+
+
 def _marked(mark: Path) -> Path | None:
     """The path that a mark is of: its name is the path in Base64, cut into folders (@...) where it is long."""
     name = "".join(part.removeprefix("@") for part in mark.parts)

@@ -1,9 +1,10 @@
 """Whether a run can be carried out here, asked before anything is made: models, raw data, room on the disk."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from pipeline_lib.costs import require_disk
+from pipeline_lib.datasets.fashion_mnist import FashionMnistError, require_whole
 from pipeline_lib.datasets.layouts import require_parts
 from pipeline_lib.errors import UserError
 from pipeline_lib.plan import Plan
@@ -22,7 +23,11 @@ def not_here_yet(plan: Plan) -> list[str]:
 
 def require_ready(plan: Plan, jobs: Collection[Artifact]) -> None:
     """Raises `UserError` naming all that `jobs` of the plan need and this machine lacks."""
-    faults = [*plan.missing_models, *(f"{name}: {fault}" for name, fault in _absent_raw_data(plan, jobs))]
+    faults = [
+        *plan.missing_models,
+        *(f"{name}: {fault}" for name, fault in _absent_raw_data(plan, jobs)),
+        *_damaged_fashion_mnist(plan, jobs),
+    ]
     if faults:
         raise UserError("nothing was run:\n" + "\n".join(faults))
     require_disk(plan, jobs, plan.config.costs)
@@ -41,3 +46,13 @@ def _absent_raw_data(plan: Plan, jobs: Collection[Artifact]) -> list[tuple[str, 
         except UserError as error:
             absent[spec["dataset"], str(error)] = None
     return list(absent)
+
+
+def _damaged_fashion_mnist(plan: Plan, jobs: Collection[Artifact]) -> Iterator[str]:
+    """The fault of Fashion-MNIST's files, where they are needed and a job could not fetch them anew."""
+    units = (unit for job in jobs for unit in job.members if "fashion_mnist" in unit.spec)
+    if not all(map(plan.store.is_complete, units)):
+        try:
+            require_whole(Path(plan.config.fashion_mnist) if plan.config.fashion_mnist else None)
+        except FashionMnistError as error:
+            yield f"fashion_mnist: {error}"

@@ -65,8 +65,16 @@ def read_receipt(path: Path) -> SetReceipt:
 
 
 def member_paths(store: Store, sets: Sequence[str]) -> list[str]:
-    """Paths (relative to the store) of the units of several sets, in order."""
-    return [member.path for name in sets for member in read_receipt(store.path(name)).members]
+    """Paths (relative to the store) of the units of several sets, in order. They are to be read, so they are hashed.
+
+    Raises `UserError` for a unit that is missing, or is not the one that the set's receipt names.
+    """
+    paths = []
+    for name in sets:
+        for member in read_receipt(store.path(name)).members:
+            store.require_content(member.path, member.sha256, named_by=name)
+            paths.append(member.path)
+    return paths
 
 
 def _usable(unit: Artifact, store: Store) -> bool:

@@ -12,11 +12,12 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import tempfile
 import time
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -258,6 +259,39 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+_hashed: dict[tuple[int, ...], str] = {}  # what this process has hashed, by what changes when a file does
+
+
+def _sha256_once(path: Path) -> str:
+    """`file_sha256`, computed once by a process as long as the file does not change."""
+    stat = path.stat()
+    identity = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    if identity not in _hashed:
+        _hashed[identity] = file_sha256(path)
+    return _hashed[identity]
+
+
+def file_fault(path: Path, record: Record, sha256_of: Callable[[Path], str] = file_sha256) -> str | None:
+    """What is wrong with the file at `path`, of which `record` is the record; None where it is whole."""
+    if not path.is_file():
+        return f"missing: {path} (its record is there)"
+    if (n_bytes := path.stat().st_size) != record.n_bytes:
+        return f"damaged: {path} has {n_bytes} bytes, its record says {record.n_bytes}"
+    if sha256_of(path) != record.sha256:
+        return f"damaged: {path} does not have the SHA-256 of its record"
+    return None
+
+
+def faults_beside(result: Path, record: Record, sha256_of: Callable[[Path], str] = file_sha256) -> Iterator[str]:
+    """A line for each file that comes with a result and is not what the result's record says."""
+    for name, sha256 in record.details.get(BESIDE, {}).items():
+        file = result.with_name(name)
+        if not file.is_file():
+            yield f"missing: {file} (the record of {result} names it)"
+        elif sha256_of(file) != sha256:
+            yield f"damaged: {file} does not have the SHA-256 in the record of {result}"
+
+
 @cache
 def library_versions() -> dict[str, str]:
     """Versions of Python and of the libraries that determine numbers; read without importing them."""
@@ -296,18 +330,20 @@ class Store:
         with storage_errors(self.root):
             for artifact in artifacts:
                 path, content = self.spec_path(artifact), artifact.as_json()
+                content["check"] = key_of(content)  # location and inputs are not in the key
                 # Rewritten when only the location or batch size differs: these are not part of the key.
                 if _read_json(path) != content:
                     write_json(path, content, fsync=False)
 
     def record(self, artifact: Artifact | str) -> Record | None:
-        """The record of an artifact, or None where it has none that can be read."""
-        return read_record(self.path(artifact))
+        """The record of an artifact, or None where it has none that can be read, or another artifact's."""
+        record = read_record(self.path(artifact))
+        name = artifact if isinstance(artifact, str) else artifact.path
+        return record if record is not None and record.path == name else None
 
     def is_complete(self, artifact: Artifact | str) -> bool:
         """Whether the artifact is there, with a record of the same key and size. Reads no content: see `is_intact`."""
-        path = self.path(artifact)
-        record = read_record(path)
+        path, record = self.path(artifact), self.record(artifact)
         if record is None or not path.is_file() or path.stat().st_size != record.n_bytes:
             return False
         return isinstance(artifact, str) or record.key == artifact.key
@@ -315,7 +351,9 @@ class Store:
     def is_intact(self, artifact: Artifact | str) -> bool:
         """Whether the artifact is complete and its content has the recorded digest."""
         record = self.record(artifact)
-        return record is not None and self.is_complete(artifact) and file_sha256(self.path(artifact)) == record.sha256
+        if record is None or file_fault(self.path(artifact), record) is not None:
+            return False
+        return isinstance(artifact, str) or record.key == artifact.key
 
     @contextmanager
     def making(
@@ -360,22 +398,44 @@ class Store:
                 write_json(record_file, checked(record).model_dump())
 
     def require(self, artifact: Artifact) -> list[Input]:
-        """The inputs of an artifact with their digests. Raises `UserError` for one that is not there."""
+        """The inputs of an artifact with their digests. Raises `UserError` for one that is missing or damaged: they are
+        hashed, each file once by a process, so that nothing is made from damaged bytes."""
         return [self._input(name) for name in artifact.inputs]
 
     def _input(self, name: str) -> Input:
-        record = self.record(name)
-        if record is None or not self.is_complete(name):
-            raise UserError(
-                f"{self.path(name)} is missing or incomplete although the graph says it was made. "
-                f"Run `python -m pipeline_lib verify --store {self.root} --remove`, then the same command again."
-            )
+        path, record = self.path(name), self.record(name)
+        if record is None:
+            raise self._damage(f"{'unfinished' if path.exists() else 'missing'}: {path} has no readable record")
+        if fault := file_fault(path, record, _sha256_once):
+            raise self._damage(fault)
         return Input(path=name, key=record.key, sha256=record.sha256)
 
+    def require_content(self, name: str, sha256: str, named_by: str) -> None:
+        """Raises `UserError` where an artifact does not have the digest that another one, `named_by`, has of it."""
+        path = self.path(name)
+        if not path.is_file():
+            raise self._damage(f"missing: {path}, which {self.path(named_by)} names")
+        if _sha256_once(path) != sha256:
+            raise self._damage(f"damaged: {path} does not have the SHA-256 that {self.path(named_by)} names")
+
+    def _damage(self, fault: str) -> UserError:
+        root = shlex.quote(str(self.root))
+        return UserError(
+            f"{fault}. Nothing is made from it. Run `python -m pipeline_lib verify --store {root} --remove`, then the "
+            f"same command again: it makes again what is damaged and what was made from that, and nothing else."
+        )
+
     def is_current(self, result: Path, artifact: Artifact) -> bool:
-        """Whether a file in the results folder is the planned one, and what it was made from is still in the store."""
+        """Whether a file in the results folder is the planned one, whole with what comes with it, and what it was made
+        from is still in the store."""
         record = read_record(result)
-        return record is not None and record.key == artifact.key and all(map(self.is_complete, artifact.inputs))
+        return (
+            record is not None
+            and record.key == artifact.key
+            and file_fault(result, record) is None
+            and not any(faults_beside(result, record))
+            and all(map(self.is_complete, artifact.inputs))
+        )
 
     def mark_outdated(self, artifact: Artifact) -> str:
         """Write a note, newer than any result, that a result must be made again; returns its path."""
@@ -426,6 +486,19 @@ def _digests_beside(result: Path) -> dict[str, str]:
     """SHA-256 of the files that come with a result, by name: the Markdown, the numbers, the pictures of a table."""
     files = (result.with_suffix(suffix) for suffix in _BESIDE_SUFFIXES if suffix != result.suffix)
     return {file.name: file_sha256(file) for file in files if file.is_file()}
+
+
+def read_spec(path: Path) -> Artifact:
+    """The artifact of a spec file. Raises `UserError` where there is none, or it is damaged."""
+    try:
+        content = json.loads(path.read_bytes())
+        if content.pop("check") != key_of(content):
+            raise ValueError("not the content that was written")
+        return Artifact.from_json(content)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; `snakemake` writes the spec files when a run starts") from None
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise UserError(f"{path} is damaged, or no spec file; the next `snakemake` run writes it again") from None
 
 
 def checked(record: Record) -> Record:

@@ -4,12 +4,12 @@ import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from importlib import resources
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from pipeline_lib import shipped
 from pipeline_lib.metrics.cells import difference
 from pipeline_lib.metrics.classification import Gain, average_gain
 from pipeline_lib.records import Cell
@@ -42,7 +42,7 @@ PAPER_ENCODERS = {
 @cache
 def paper_values() -> Mapping[tuple[str, str, str], float]:
     """The paper's numbers by (table, row, column), as in its tables; columns `clip_vitb16*` were published later."""
-    text = (resources.files("pipeline_lib") / "paper_tables.csv").read_text(encoding="utf-8")
+    text = shipped.read_text("paper_tables.csv")
     return {(row["table"], row["row"], row["column"]): float(row["value"]) for row in csv.DictReader(io.StringIO(text))}
 
 

@@ -106,7 +106,7 @@ def test_verify_exits_with_1_until_the_damage_is_removed(folder: Path, params: d
     plan.store.path(unit).write_bytes(b"damage")
     found = pipeline_lib("verify", "--store", store, cwd=folder)
     assert found.returncode == 1
-    assert f"damaged: {unit.path}" in found.stdout
+    assert f"damaged: {plan.store.path(unit)} has 6 bytes" in found.stdout
     assert f"made from damaged input: {plan.prompts('basic')[0].path}" in found.stdout
     assert plan.store.path(unit).exists()
     assert pipeline_lib("verify", "--store", store, "--remove", cwd=folder).returncode == 0

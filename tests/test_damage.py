@@ -9,9 +9,12 @@ import pytest
 from small_project import changed, draw_shapes, own_dataset, planned, small_params
 
 from pipeline_lib import stages
+from pipeline_lib.cli import run_stage
+from pipeline_lib.errors import UserError
 from pipeline_lib.maintenance import remove_all, verify_store
 from pipeline_lib.plan import Plan
-from pipeline_lib.store import RECORD_SUFFIX, Store, record_path, result_record_path
+from pipeline_lib.presence import clear_unreadable
+from pipeline_lib.store import RECORD_SUFFIX, Artifact, Store, record_path, result_record_path
 
 RESULTS = Path("results")
 TABLES = ("table1", "figure1")
@@ -86,7 +89,7 @@ def everything() -> dict[Path, bytes]:
         path: path.read_bytes()
         for folder in (Path("store"), RESULTS)
         for path in folder.rglob("*")
-        if path.is_file() and not path.name.endswith(RECORD_SUFFIX) and ".locks" not in path.parts
+        if path.is_file() and not path.name.endswith(RECORD_SUFFIX) and not {".locks", "specs"} & {*path.parts}
     }
 
 
@@ -156,6 +159,69 @@ def test_damage_to_a_record_is_found_and_named(plan: Plan, kind: str, damage: st
         assert found.faulty == [str(path) if kind == "result" else plan.store.relative(path)]
 
 
+def named_in(value: Any) -> Iterator[str]:
+    """Every text in a spec."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from named_in(part)
+
+
+def read_by(plan: Plan, job: Artifact) -> dict[str, str]:
+    """What the last unit of a job, or the job, reads: of each stage a file, and of each set a unit."""
+    sets = {one.path: one for one in plan.jobs.values() if one.members}
+    known = plan.reached()
+    found: dict[str, str] = {}
+    for name in named_in((job.members or (job,))[-1].spec):
+        if name in known:
+            found[name.split("/")[0] + " set" * (name in sets)] = name
+        if name in sets:
+            found[f"unit of {name.split('/')[0]}"] = sets[name].members[-1].path
+    # A manifest says which head gives soft targets, a figure counts what is in sets: they do not look there.
+    not_read = {"manifests": "heads", "tables": "unit of embeddings"}.get(job.spec["stage"])
+    return {kind: name for kind, name in found.items() if kind != not_read}
+
+
+def make_as_a_rule_does(plan: Plan, job: Artifact) -> None:
+    plan.store.write_specs([job])
+    stage = job.spec.get("set", job.spec["stage"])
+    out = plan.store.path(job) if stage in stages.STAGES else RESULTS / "again.csv"
+    run_stage(stage, plan.store.spec_path(job), out, plan.store.root)
+
+
+READING = (*(set(KINDS) - {"prompts", "shots", "heads", "receipt"}), "tables", "samples")
+
+
+@pytest.mark.parametrize("stage", sorted(READING))
+def test_nothing_is_made_from_a_damaged_input(plan: Plan, stage: str, tmp_path: Path):
+    """One flipped bit in anything that a stage reads: it ends with the name of the file and what to do, and leaves
+    nothing. This is what a user meets who runs Snakemake again and no `verify`."""
+    before = everything()
+    jobs = [plan.samples("shapes", "basic")] if stage == "samples" else plan.stage(stage)
+    n_read = 0
+    for job in jobs:
+        made = plan.store.path((job.members or (job,))[-1])
+        for name in read_by(plan, job).values():
+            n_read += 1
+            path = plan.store.path(name)
+            touched = [file for file in (path, made, record_path(made)) if file.exists()]
+            for number, file in enumerate(touched):
+                shutil.copy2(file, tmp_path / str(number))
+            flip(path)
+            if job.members:  # else there would be nothing to make
+                plan.store.remove((made).relative_to(plan.store.root).as_posix())
+            try:
+                with pytest.raises(UserError, match=rf"damaged: {path} .*verify --store store --remove"):
+                    make_as_a_rule_does(plan, job)
+                assert not job.members or not made.exists()
+            finally:
+                for number, file in enumerate(touched):
+                    shutil.copy2(tmp_path / str(number), file)
+    assert n_read
+    assert everything() == before
+
+
 @pytest.mark.parametrize("kind", [*KINDS, "results"])
 def test_what_was_damaged_is_made_again_alone(plan: Plan, params: Params, kind: str):
     """With what rests on it, byte for byte; all else is not touched."""
@@ -171,3 +237,22 @@ def test_what_was_damaged_is_made_again_alone(plan: Plan, params: Params, kind: 
     assert {path for path in before if path.stat().st_mtime_ns != times[path]} <= removed
     found = verify_store(Store(Path("store")), RESULTS)
     assert (found.faults, found.dependants) == ([], [])
+
+
+def test_damaged_notes_of_snakemake_are_removed_and_whole_ones_stay(tmp_path: Path):
+    """Bytes that are no text would end every run with a traceback; JSON that is none, Snakemake itself passes over."""
+    notes = {
+        "a": b'{"rule": "images"}',
+        "b": b'{"rule": "\xefmages"}',
+        "@long/c": b'{"rule"',
+        "@long/d": b"\xff",
+        "e": b"",
+    }
+    for name, content in notes.items():
+        path = tmp_path / "metadata" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    clear_unreadable(tmp_path)
+    left = {path.relative_to(tmp_path / "metadata").as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {"a", "@long/c", "e"}
+    clear_unreadable(tmp_path / "none")

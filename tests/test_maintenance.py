@@ -127,6 +127,31 @@ def test_an_input_that_was_made_anew_with_other_content_is_noticed(params: Param
     assert set(found.dependants) == dependants_of(scores.path, plan)
 
 
+def test_a_unit_that_was_made_anew_with_other_content_is_noticed(params: Params):
+    """By the sets that name the old one, too: else what reads them would end for ever."""
+    plan = planned(params)
+    images = plan.images("shapes", "basic")[0]
+    shard = images.members[0]
+    content = plan.store.path(shard).read_bytes()
+    with plan.store.making(shard) as path:
+        path.write_bytes(content + b" ")
+    found = verify_store(plan.store, RESULTS)
+    assert found.faults == []
+    assert images.path in found.dependants
+    assert set(found.dependants) == dependants_of(shard.path, plan)
+
+
+def test_an_artifact_with_anothers_record_is_found(params: Params):
+    """Copied by hand, both whole: the file is not what its name says."""
+    plan = planned(params)
+    store = plan.store
+    first, second, *_ = (shard.path for shard in plan.images("shapes", "basic")[0].members)
+    shutil.copy(store.path(first), store.path(second))
+    shutil.copy(record_path(store.path(first)), record_path(store.path(second)))
+    found = verify_store(store, RESULTS)
+    assert found.faulty == [second]
+
+
 @pytest.mark.parametrize("stage", ["prompts", "images", "embeddings", "classifiers"])
 def test_removing_what_is_damaged_and_running_again_gives_the_same_store(params: Params, stage: str):
     """After --remove a run makes what was removed, byte for byte, and leaves the rest alone."""
@@ -209,19 +234,20 @@ def test_a_result_with_some_of_its_inputs_here_was_made_here(params: Params):
 # --- show -------------------------------------------------------------------------------------------------------------
 
 
-def show(path: str | Path, depth: int = 20) -> list[str]:
-    return list(provenance(Path(path), Store(Path("store")), depth))
+def show(path: str | Path, depth: int = 20, *, is_whole: bool = False) -> list[str]:
+    return list(provenance(Path(path), Store(Path("store")), depth, is_whole=is_whole))
 
 
-def test_show_prints_the_chain_of_a_table(params: Params):
+@pytest.mark.parametrize("is_whole", [False, True])
+def test_show_prints_the_chain_of_a_table(params: Params, is_whole: bool):
     """From the table through every stage to class names, templates, seeds and the digests of three models."""
     plan = planned(params)
-    lines = show("results/table2.csv")
+    lines = show("results/table2.csv", is_whole=is_whole)
     text = "\n".join(lines)
     assert lines[0] == "results/table2.csv"
     shown = {line.strip() for line in lines}
     for path in dependants_of(plan.prompts("basic")[0].members[0].path, plan) - set(show_results(plan)):
-        if "/sets/" not in path:
+        if "/sets/" not in path and (is_whole or path.split("/")[0] not in ("images", "embeddings")):
             assert path in shown, path
     digests = {plan.generator, plan._sentences, *plan.encoders.values()}
     assert len(digests) == 3
@@ -233,11 +259,38 @@ def show_results(plan: Plan) -> Iterator[str]:
     return (f"results/{name}.csv" for name in plan.tables)
 
 
-def test_show_prints_each_artifact_once(params: Params):
-    """What two methods share is described at its first place."""
-    lines = [line for line in show("results/table2.csv") if "key " in line]
-    assert len(lines) == len(set(lines))
-    assert any("(shown above)" in line for line in show("results/table2.csv"))
+def test_show_describes_one_of_many_units(params: Params):
+    """How many there are, between which keys, and one whose chain goes on; all of them where that is asked for."""
+    plan = planned(params)
+    features = plan.embeddings("shapes", "basic", "clip")[0]
+    keys = sorted(unit.short_key for unit in features.members)
+    assert len(keys) == 3 * 2
+    lines = show(features.path)
+    assert lines[3] == f"  6 of embeddings/images (keys {keys[0]} to {keys[-1]}), such as:"
+    assert lines[4] == f"  {features.members[0].path}"
+    for stage, n_all in (("embeddings", 6), ("images", 6), ("prompts", 3)):
+        assert len([line for line in lines if line.strip().startswith(f"{stage}/")]) == 1 + (stage == "embeddings")
+        whole = {line.strip() for line in show(features.path, is_whole=True)}
+        assert len([line for line in whole if line.startswith(f"{stage}/") and "/sets/" not in line]) == n_all
+
+
+@pytest.mark.parametrize("is_whole", [False, True])
+def test_show_prints_each_artifact_once(params: Params, is_whole: bool):
+    """What two methods share is described at its first place; later it is named."""
+    lines = show("results/table2.csv", is_whole=is_whole)
+    described = [line for line in lines if "  key " in line]
+    assert len(described) == len(set(described)) > 10
+    assert any("  shown above: embeddings/sets/" in line for line in lines)
+
+
+def test_show_cuts_long_lists(params: Params):
+    """Unless all is asked for."""
+    plan = planned(changed(params, own_datasets__shapes__template="a photo of a {}, " + "very " * 50))
+    prompts = plan.prompts("basic")[0]
+    stages.prompts(prompts, plan.store)
+    unit = prompts.members[0].path
+    assert " ve... (267 characters)" in "\n".join(show(unit))
+    assert 'very very very "' in "\n".join(show(unit, is_whole=True))
 
 
 def test_show_takes_artifacts_and_a_depth(params: Params):

@@ -57,3 +57,16 @@ def test_all_that_is_missing_is_named_at_once(official: Params, tmp_path: Path):
     plan = planned(changed(official, models__generator="./none", models__sentences="./neither"))
     with pytest.raises(UserError, match=r"(?s)models\.generator.*models\.sentences.*textures"):
         require_ready(plan, plan.jobs.values())
+
+
+def test_damaged_fashion_mnist_is_named_before_a_run(params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Only where real images are to be made from it, and only where it cannot be fetched anew."""
+    (tmp_path / "garments").mkdir()
+    garments = changed(params, datasets=["objects"], tables__table2_datasets=["objects"])
+    plan = planned(changed(garments, fashion_mnist=str(tmp_path / "garments")))
+    with pytest.raises(UserError, match=r"nothing was run:\nfashion_mnist: .*garments/train-images.* is missing"):
+        require_ready(plan, plan.jobs.values())
+    require_ready(plan, plan.stage("images"))
+    monkeypatch.setattr("pipeline_lib.datasets.fashion_mnist.DEBIAN_FOLDER", tmp_path / "not-installed")
+    plan = planned(garments)
+    require_ready(plan, plan.jobs.values())

@@ -1,5 +1,6 @@
 """Sets of units: only what is missing is made, once; the receipt names the units and always has the same bytes."""
 
+import os
 import threading
 import time
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline_lib import stages
+from pipeline_lib.errors import UserError
 from pipeline_lib.sets import make_set, member_paths, read_receipt
 from pipeline_lib.store import Artifact, Store
 
@@ -47,6 +49,25 @@ def test_only_missing_units_are_made(tmp_path: Path):
     assert make_set(set_of(1, 2, 3), store, maker) == 1
     assert make_set(set_of(3, 1), store, maker) == 0
     assert maker.made == [1, 2, 3]
+
+
+@pytest.mark.parametrize("damage", ["flipped bit", "deleted", "made anew"])
+def test_units_are_read_only_if_they_are_those_of_the_receipt(tmp_path: Path, damage: str):
+    """Damaged, lost, or other bytes with a record of their own: what was made before rests on others."""
+    store, whole = Store(tmp_path), set_of(1, 2)
+    make_set(whole, store, Maker(store))
+    assert member_paths(store, [whole.path]) == [unit(1).path, unit(2).path]
+    path = store.path(unit(2))
+    if damage == "flipped bit":
+        path.write_text("3")
+        os.utime(path, ns=(0, 1))  # whatever the clock's steps are
+    elif damage == "deleted":
+        path.unlink()
+    else:
+        with store.making(unit(2)) as anew:
+            anew.write_text("two")
+    with pytest.raises(UserError, match=rf"(damaged|missing): {path}.*{store.path(whole)}.*verify .*--remove"):
+        member_paths(store, [whole.path])
 
 
 def test_receipt_lists_the_units_in_order_and_always_has_the_same_bytes(tmp_path: Path):

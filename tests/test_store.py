@@ -27,6 +27,7 @@ from pipeline_lib.store import (
     file_sha256,
     key_of,
     read_record,
+    read_spec,
     record_path,
     remove_abandoned,
     result_record_path,
@@ -464,6 +465,66 @@ def test_making_from_an_unfinished_input_is_a_user_error(tmp_path: Path, fault: 
     assert files(tmp_path) == before
 
 
+@pytest.mark.parametrize("damage", ["flipped bit", "record damaged", "another's record"])
+def test_making_from_a_damaged_input_is_a_user_error(tmp_path: Path, damage: str):
+    """Of the same size, with whatever record: what is read is hashed first. The message has the one command."""
+    store, source, other = Store(tmp_path / "my store"), artifact(name="source"), artifact(name="other")
+    path = make(store, source)
+    make(store, other, "another")
+    target = artifact({"x": 1}, inputs=(source.path,))
+    assert [entry.sha256 for entry in store.require(target)] == [file_sha256(path)]
+    if damage == "flipped bit":
+        path.write_text("contenT")
+        os.utime(path, ns=(0, 1))  # whatever the clock's steps are
+    elif damage == "record damaged":
+        record_path(path).write_text(record_path(path).read_text().replace('"cpu"', '"gpu"'))
+    else:
+        path.write_text("another")
+        record_path(path).write_bytes(record_path(store.path(other)).read_bytes())
+    before = files(tmp_path)
+    command = rf"python -m pipeline_lib verify --store '{store.root}' --remove"
+    with pytest.raises(UserError, match=rf"(damaged|unfinished): {path} .*{command}"):
+        store.require(target)
+    with pytest.raises(UserError, match=command), store.making(target):
+        raise AssertionError("not reached")
+    assert files(tmp_path) == before
+
+
+def test_an_input_is_hashed_once_by_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """However many artifacts are made from it; again when it has changed."""
+    store, source = Store(tmp_path), artifact(name="source")
+    path = make(store, source)
+    hashed: list[Path] = []
+    monkeypatch.setattr("pipeline_lib.store.file_sha256", lambda path: (hashed.append(path), file_sha256(path))[1])
+    for number in range(3):
+        store.require(artifact({"x": number}, inputs=(source.path,)))
+    assert hashed == [path]
+    os.utime(path, ns=(0, 1))
+    store.require(artifact(inputs=(source.path,)))
+    assert hashed == [path, path]
+
+
+def test_a_result_is_current_while_it_is_whole(tmp_path: Path):
+    """With all that comes with it; else it is made again with no `verify`."""
+    store, out = Store(tmp_path / "store"), tmp_path / "results" / "table1.csv"
+    table = artifact()
+    assert not store.is_current(out, table)
+    write_json(out.with_name("table1.md"), "text")
+    with store.making(table, path=out) as path:
+        path.write_text("a,b\n")
+    assert store.is_current(out, table)
+    assert not store.is_current(out, artifact({"x": 1}))
+    for name in ("table1.csv", "table1.md"):
+        content = out.with_name(name).read_bytes()
+        for damaged in (content[:-1] + b"x", content[:-1], b""):
+            out.with_name(name).write_bytes(damaged)
+            assert not store.is_current(out, table)
+        out.with_name(name).unlink()
+        assert not store.is_current(out, table)
+        out.with_name(name).write_bytes(content)
+    assert store.is_current(out, table)
+
+
 def test_results_keep_their_record_out_of_the_way(tmp_path: Path):
     """A table lies in results/, its record in results/.records/, and neither in the store."""
     store, table = Store(tmp_path / "store"), artifact()
@@ -538,8 +599,28 @@ def test_damaged_spec_file_is_written_again(tmp_path: Path):
     store, target = Store(tmp_path), artifact()
     store.write_specs([target])
     store.spec_path(target).write_text('{"key": ')
+    with pytest.raises(UserError, match=r"is damaged.*next `snakemake` run writes it again"):
+        read_spec(store.spec_path(target))
     store.write_specs([target])
-    assert Artifact.from_json(json.loads(store.spec_path(target).read_text())).key == target.key
+    assert read_spec(store.spec_path(target)).as_json() == target.as_json()
+
+
+def test_any_flipped_bit_in_a_spec_file_is_noticed(tmp_path: Path):
+    """Also where it is in no key: an input, a model's place, how large batches are."""
+    store = Store(tmp_path)
+    target = Artifact("images/a", {"stage": "images"}, ".parquet", ("x",), location={"batch_size": 1})
+    store.write_specs([target])
+    path = store.spec_path(target)
+    content = path.read_bytes()
+    for position in range(len(content) - 1):
+        flipped = bytearray(content)
+        flipped[position] ^= 1 << position % 8
+        path.write_bytes(bytes(flipped))
+        try:
+            read = read_spec(path)
+        except UserError:
+            continue
+        assert read.as_json() == target.as_json(), position  # white space
 
 
 def test_remove_takes_the_record_too(tmp_path: Path):

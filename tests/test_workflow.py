@@ -57,6 +57,12 @@ def drawn(before: dict[str, Record], after: dict[str, Record]) -> int:
     )
 
 
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+
+
 def new_units(before: dict[str, Record], after: dict[str, Record], stage: str) -> list[str]:
     return [
         path
@@ -231,13 +237,10 @@ def test_a_damaged_shard_is_found_and_made_again_with_what_rests_on_it(project: 
     project.run(*TABLES)
     before, files = project.records(), project.files()
     shard = next(path for path, record in before.items() if path.startswith("images/red_square.basic/"))
-    path = project.store / shard
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(bytes(content))
+    flip(project.store / shard)
     found = project.pipeline_lib("verify", "--store", STORE)
     assert found.returncode == 1
-    assert f"damaged: {shard}" in found.stdout
+    assert f"damaged: {STORE}/{shard}" in found.stdout
     dependants = {line.split(": ", 1)[1] for line in found.stdout.splitlines() if line.startswith("made from damaged")}
     assert "results/table2.csv" in dependants
     assert not [name for name in dependants if "language_enhancement" in name]
@@ -264,6 +267,44 @@ def test_a_damaged_shard_is_found_and_made_again_with_what_rests_on_it(project: 
         name for name in files if name.startswith(f"{STORE}/images/") and shard not in name and "/sets/" not in name
     ]
     assert {name: now[name] for name in others} == {name: files[name] for name in others}
+
+
+def test_nothing_is_made_from_damage_that_nobody_looked_for(project: Project):
+    """A flipped bit in the scores, no `verify`, and a setting that reads them: the run ends with the one command."""
+    project.run(*TABLES)
+    before, results = project.records(), project.results()
+    scores = next(path for path in before if path.startswith("scores/shapes.language_enhancement."))
+    whole = (project.store / scores).read_bytes()
+    flip(project.store / scores)
+    done = project.snakemake(TABLE1, params=changed(project.params, clip_filter__threshold=0.7))
+    (project.store / scores).write_bytes(whole)
+    assert done.returncode == 1
+    assert f"damaged: {STORE}/{scores} does not have the SHA-256 of its record" in done.stderr
+    assert f"python -m pipeline_lib verify --store '{STORE}' --remove" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert project.records() == before
+    assert project.results() == results
+
+
+def test_damage_to_what_is_only_kept_beside_harms_no_run(project: Project):
+    """Timings, digests, spec files, locks, notes, Snakemake's own: a run goes on. A result with a wrong number in it is
+    made again, and nothing else is."""
+    project.run(*TABLES)
+    before = project.records()
+    kept = [project.store / "timings.jsonl", project.store / "digests.json"]
+    for folder in (project.store / "specs", project.store / ".locks", project.store / ".outdated"):
+        kept += [path for path in folder.rglob("*") if path.is_file()]
+    kept += [path for path in (project.folder / ".snakemake" / "metadata").rglob("*") if path.is_file()]
+    for path in kept:
+        content = path.read_bytes() if path.exists() else b""
+        path.write_bytes(content[: len(content) // 2] + b"\xff" + content[len(content) // 2 :])
+    table = project.folder / TABLE1
+    table.write_bytes(table.read_bytes().replace(b"shapes", b"shapez"))
+    done = project.snakemake(*TABLES)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Traceback" not in done.stderr
+    assert project.first_results.items() <= project.results().items()
+    assert project.records() == before
 
 
 # --- nothing is written -----------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import logging
 import shutil
 import struct
 import subprocess
@@ -21,6 +22,8 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+log = logging.getLogger(__name__)
 
 CLASS_NAMES = (
     "t-shirt",
@@ -67,9 +70,16 @@ def verify(folder: Path) -> Path:
         if found != expected:
             raise FashionMnistError(
                 f"{path} has SHA-256 {found}, expected {expected}: the file is damaged or another data set's. "
-                f"Delete it and run again, or replace it by the authors' file."
+                f"Replace it by the authors' file (Debian's package {DEBIAN_PACKAGE} has it), or leave the "
+                f"folder unset to have it fetched."
             )
     return folder
+
+
+def require_whole(folder: Path | None) -> None:
+    """Raises `FashionMnistError` where the files that `find` would take are damaged and it could not fetch them."""
+    if folder is not None or DEBIAN_FOLDER.is_dir():
+        verify(folder or DEBIAN_FOLDER)
 
 
 def find(folder: Path | None = None, cache: Path | None = None) -> Path:
@@ -89,12 +99,13 @@ def find(folder: Path | None = None, cache: Path | None = None) -> Path:
             f"or install the Debian package {DEBIAN_PACKAGE}."
         )
     kept = Path(cache) / "fashion-mnist"
+    failures = []
     if kept.is_dir():
         try:
             return verify(kept)
-        except FashionMnistError:
-            shutil.rmtree(kept)  # what was fetched is damaged or incomplete: it is fetched again
-    failures = []
+        except FashionMnistError as error:
+            log.warning("%s Now it is fetched again.", error)
+            failures.append(str(error))
     for fetch in (_fetch_debian, _fetch_torchvision):
         try:
             return _fetch_into(kept, fetch)
@@ -122,9 +133,10 @@ def _fetch_into(target: Path, fetch) -> Path:  # type: ignore[no-untyped-def]
         try:
             ready.rename(target)
         except OSError:
-            # Another process was faster; its files count if they verify.
             if not target.is_dir():
                 raise
+            for file in DIGESTS:  # damaged ones are there, or another process was faster: these take their places
+                (ready / file).replace(target / file)
     return verify(target)
 
 

@@ -7,8 +7,6 @@ official download (`loader`), a folder with one sub-folder per class, Parquet fi
 import re
 import unicodedata
 from functools import cache
-from importlib import resources
-from importlib.resources.abc import Traversable
 from itertools import dropwhile
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,6 +14,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from pipeline_lib import shipped
 from pipeline_lib.datasets.layouts import LAYOUTS
 from pipeline_lib.datasets.own_data import parquet_files, parquet_labels, sub_folders
 from pipeline_lib.digests import check_path, is_folder
@@ -276,12 +275,8 @@ def _one_placeholder(template: str) -> str:
 @cache
 def builtin_datasets() -> dict[str, Dataset]:
     """The definitions that come with the package, by name."""
-    entries = sorted((_package() / "definitions").iterdir(), key=lambda entry: entry.name)
-    files = {
-        Path(entry.name).stem: yaml.safe_load(entry.read_text(encoding="utf-8"))
-        for entry in entries
-        if entry.name.endswith(".yaml")
-    }
+    names = shipped.names("datasets/definitions/*.yaml")
+    files = {Path(name).stem: yaml.safe_load(shipped.read_text(name)) for name in names}
     return read_datasets(files, "pipeline_lib/datasets/definitions")
 
 
@@ -378,7 +373,7 @@ def _known_names(value: dict[str, Any], where: str) -> list[str] | None:
             )
         return list(found.names)
     if isinstance(loader, str) and loader in LAYOUTS:
-        name_of: dict[Any, str] = dict(_packaged_names(loader, where))
+        name_of: dict[Any, str] = dict(_packaged_names(loader))
         labels = value.setdefault("class_folders", list(name_of))
         return [name_of.get(label, str(label)) for label in labels] if isinstance(labels, list) else None
     return None
@@ -397,28 +392,16 @@ def _labels_of(value: dict[str, Any], where: str) -> Any:
 @cache
 def official_names(loader: str | None) -> dict[str, str]:
     """What the package calls each label of a download whose labels are codes; of others nothing."""
-    return _packaged_names(loader, "pipeline_lib/datasets") if loader in CODED else {}
+    return _packaged_names(loader) if loader in CODED else {}
 
 
-def _packaged_names(loader: str, where: str) -> dict[str, str]:
+def _packaged_names(loader: str) -> dict[str, str]:
     """Label -> class name, from the two lists that come with the package and go line by line."""
-    labels, names = (_packaged_list(kind, loader, where) for kind in ("class_folders", "class_names"))
-    if len(labels) != len(names):
-        raise ValueError(
-            f"{where}: pipeline_lib/datasets/class_names/{loader}.txt has {len(names)} names, "
-            f"pipeline_lib/datasets/class_folders/{loader}.txt has {len(labels)} labels; there must be one name for "
-            f"each label: restore the files, or install the package again"
-        )
+    labels, names = (_packaged_list(kind, loader) for kind in ("class_folders", "class_names"))
     return dict(zip(labels, names, strict=True))
 
 
-def _packaged_list(kind: str, loader: str, where: str) -> list[str]:
+def _packaged_list(kind: str, loader: str) -> list[str]:
     """The lines of a list that comes with the package, without its header of lines that start with "# "."""
-    path = _package() / kind / f"{loader}.txt"
-    if not path.is_file():
-        raise ValueError(f"{where}: pipeline_lib/datasets/{kind}/{loader}.txt is missing; install the package again")
-    return list(dropwhile(lambda line: line.startswith("# "), path.read_text(encoding="utf-8").splitlines()))
-
-
-def _package() -> Traversable:
-    return resources.files("pipeline_lib.datasets")
+    lines = shipped.read_text(f"datasets/{kind}/{loader}.txt").splitlines()
+    return list(dropwhile(lambda line: line.startswith("# "), lines))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,16 +15,9 @@ from PIL import Image
 
 from pipeline_lib.datasets import fashion_mnist
 from pipeline_lib.miniature import evaluation, fidelity, training
+from pipeline_lib.model_cards import CARD, files_table
 
 Figures = dict[str, dict[str, float]]
-
-
-def digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of every weights file below `folder`, by relative path."""
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*.safetensors"))
-    }
 
 
 def table(figures: Figures) -> str:
@@ -44,9 +36,8 @@ def card(title: str, folder: Path, sections: list[tuple[str, str]], used: dict[s
     for heading, text in sections:
         parts += [f"## {heading}", "", text, ""]
     parts += ["## Settings", "", "```yaml", yaml.safe_dump(used, sort_keys=False).strip(), "```", ""]
-    parts += ["## Weights", "", "| file | SHA-256 |", "|---|---|"]
-    parts += [f"| {name} | `{digest}` |" for name, digest in digests(folder).items()]
-    return "\n".join(parts) + "\n"
+    parts += ["## Files", "", files_table(folder)]
+    return "\n".join(parts)
 
 
 def times(read: Any, stages: tuple[str, ...]) -> str:
@@ -91,7 +82,7 @@ def write_clip(folder: Path, data: Path, read: Any) -> None:
         ("Accuracy on validation", table(figures)),
     ]
     text = card("Miniature CLIP (ModifiedResNet)", folder, sections, used)
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    (folder / CARD).write_text(text, encoding="utf-8")
 
 
 def write_word_to_sentence(folder: Path, read: Any) -> None:
@@ -127,7 +118,7 @@ def write_word_to_sentence(folder: Path, read: Any) -> None:
         ("Examples", "\n".join(lines)),
     ]
     text = card("Miniature word-to-sentence (T5)", folder, sections, used)
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    (folder / CARD).write_text(text, encoding="utf-8")
 
 
 def write_text_to_image(folder: Path, judge: Path, data: Path, read: Any) -> None:
@@ -163,7 +154,7 @@ def write_text_to_image(folder: Path, judge: Path, data: Path, read: Any) -> Non
     ]
     used = {name: read(name) for name in names}
     text = card("Miniature text-to-image (latent diffusion)", folder, sections, used)
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    (folder / CARD).write_text(text, encoding="utf-8")
 
 
 def main() -> None:

@@ -7,7 +7,6 @@ import csv
 import hashlib
 import importlib.util
 import re
-import shutil
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -321,17 +320,6 @@ def test_generation_templates() -> None:
         value = definition(name)
         expected = own.get(name, ("a photo of a {}", "a photo of a {}"))
         assert (value["prompt_template"], value["sentence_template"]) == expected, name
-
-
-def test_lists_of_different_lengths_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A list that lost a line is no traceback: both files and their lengths are said."""
-    for kind in ("class_names", "class_folders"):
-        shutil.copytree(FOLDER / kind, tmp_path / kind)
-    path = tmp_path / "class_names" / "pets.txt"
-    path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
-    monkeypatch.setattr("pipeline_lib.datasets.registry._package", lambda: tmp_path)
-    with pytest.raises(ValueError, match=r"own_datasets\.p: .*class_names/pets\.txt has 36 names, .*/pets\.txt has 37"):
-        read_datasets({"p": {"loader": "pets", "template": "a photo of a {}"}}, "own_datasets")
 
 
 @pytest.mark.parametrize(

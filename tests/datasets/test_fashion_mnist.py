@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import shutil
 import struct
 import sys
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -38,6 +40,16 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(fashion_mnist, "DIGESTS", digests)
     monkeypatch.setattr(fashion_mnist, "DEBIAN_FOLDER", tmp_path / "not-installed")
     return folder
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def no_network(work: Path) -> Path:
+    raise OSError("no network")
 
 
 def test_parts_are_disjoint_complete_and_balanced(folder: Path) -> None:
@@ -143,13 +155,56 @@ def test_fetching_falls_back_and_keeps_what_it_got(folder: Path, monkeypatch: py
     assert fashion_mnist.find(cache=cache) == kept
 
 
-def test_failed_fetching_lists_every_way(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(work: Path) -> Path:
-        raise OSError("no network")
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "flipped bit": flip,
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "emptied": lambda path: path.write_bytes(b""),
+    "deleted": Path.unlink,
+}
 
-    broken.__name__ = "_fetch_debian"
-    monkeypatch.setattr(fashion_mnist, "_fetch_debian", broken)
-    monkeypatch.setattr(fashion_mnist, "_fetch_torchvision", broken)
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", fashion_mnist.DIGESTS)
+def test_damage_is_named_and_mended_where_files_can_be_fetched(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str, damage: str
+) -> None:
+    """What was fetched before is fetched again; if it cannot be, it stays, and the damage is named."""
+    cache = folder.parent / "cache"
+    kept = shutil.copytree(folder, cache / "fashion-mnist")
+    DAMAGES[damage](kept / name)
+    there = {path.name for path in kept.iterdir()}
+    monkeypatch.setattr(fashion_mnist, "_fetch_debian", no_network)
+    monkeypatch.setattr(fashion_mnist, "_fetch_torchvision", no_network)
+    with pytest.raises(fashion_mnist.FashionMnistError, match=rf"could not be fetched \({kept / name} .*no network"):
+        fashion_mnist.find(cache=cache)
+    assert {path.name for path in kept.iterdir()} == there
+    monkeypatch.setattr(fashion_mnist, "_fetch_torchvision", lambda work: folder)
+    assert fashion_mnist.find(cache=cache) == kept
+    assert str(kept / name) in caplog.text
+    assert {path.name: path.read_bytes() for path in kept.iterdir()} == {
+        path.name: path.read_bytes() for path in folder.iterdir()
+    }
+    assert [path.name for path in cache.iterdir()] == ["fashion-mnist"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_files_of_the_user_or_the_system_are_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    """They are not ours to replace. Where there are none, they are fetched when they are needed."""
+    fashion_mnist.require_whole(None)
+    fashion_mnist.require_whole(folder)
+    DAMAGES[damage](folder / "t10k-labels-idx1-ubyte.gz")
+    with pytest.raises(fashion_mnist.FashionMnistError, match="t10k-labels"):
+        fashion_mnist.require_whole(folder)
+    monkeypatch.setattr(fashion_mnist, "DEBIAN_FOLDER", folder)
+    with pytest.raises(fashion_mnist.FashionMnistError, match="t10k-labels"):
+        fashion_mnist.require_whole(None)
+
+
+def test_failed_fetching_lists_every_way(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fashion_mnist, "_fetch_debian", no_network)
+    monkeypatch.setattr(fashion_mnist, "_fetch_torchvision", no_network)
     with pytest.raises(fashion_mnist.FashionMnistError, match=r"could not be fetched .*no network.*no network"):
         fashion_mnist.find(cache=folder.parent / "cache")
     assert list((folder.parent / "cache").iterdir()) == []

@@ -18,7 +18,7 @@ from pipeline_lib.errors import UserError
 from pipeline_lib.images import ENCODING_THREADS
 from pipeline_lib.model_cards import require_intact
 from pipeline_lib.plan import Plan
-from pipeline_lib.presence import clear_remains
+from pipeline_lib.presence import clear_remains, clear_unreadable
 from pipeline_lib.readiness import not_here_yet, require_ready
 from pipeline_lib.store import remove_abandoned
 from pipeline_lib.yaml_files import read_yaml
@@ -44,11 +44,14 @@ SAMPLES = sorted({pair for table in PLAN.tables for pair in PLAN.sample_sheets(t
 SAMPLE_JOBS = {f"{dataset}.{strategy}": PLAN.samples(dataset, strategy) for dataset, strategy in SAMPLES}
 
 
-if workflow.is_main_process and not clear_remains(Path(".snakemake"), [Path(STORE), Path(RESULTS)]):
-    print(
-        "Another run works in this folder. Where it makes the same files, this one ends; let it end first.",
-        file=sys.stderr,
-    )
+if workflow.is_main_process:
+    if clear_remains(Path(".snakemake"), [Path(STORE), Path(RESULTS)]):
+        clear_unreadable(Path(".snakemake"))
+    else:
+        print(
+            "Another run works in this folder. Where it makes the same files, this one ends; let it end first.",
+            file=sys.stderr,
+        )
 
 
 wildcard_constraints:
