@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline_lib.errors import UserError
+from pipeline_lib.errors import UserError, printable
 from pipeline_lib.generators.glide import TOKENIZER
 
 app = typer.Typer(
@@ -225,6 +225,13 @@ def _config(params: Path, overlays: list[Path]):  # type: ignore[no-untyped-def]
     return read_config(params, *overlays)
 
 
+class _PrintableFormatter(logging.Formatter):
+    """Lines that a terminal shows and does not obey: names in them may be anyone's."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
 def _start(log: Path | None, threads: int) -> None:
     """Set up threads (before torch is imported) and logging: plain lines to stderr and to the log file."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -234,7 +241,9 @@ def _start(log: Path | None, threads: int) -> None:
     if log is not None:
         log.parent.mkdir(parents=True, exist_ok=True)
         handlers.append(logging.FileHandler(log, mode="w", encoding="utf-8"))
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=handlers)
+    for handler in handlers:
+        handler.setFormatter(_PrintableFormatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    logging.basicConfig(level=logging.WARNING, handlers=handlers)
     logging.getLogger("pipeline_lib").setLevel(logging.INFO)
     logging.captureWarnings(True)
 

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from pipeline_lib.datasets.registry import Dataset, builtin_datasets, read_datasets
-from pipeline_lib.digests import is_file, is_folder
 from pipeline_lib.errors import UserError
+from pipeline_lib.paths import is_file, is_folder
 from pipeline_lib.sections import (
     ClipFilter,
     Costs,
@@ -24,7 +24,7 @@ from pipeline_lib.sections import (
     Tuning,
 )
 from pipeline_lib.sections_few_shot import FewShot
-from pipeline_lib.yaml_files import misread, read_yaml, shortened
+from pipeline_lib.yaml_files import misread, read_yaml, shortened, unprintable
 
 
 class Config(Section):
@@ -132,10 +132,13 @@ def load_config(values: Any, *, source: str = "params.yaml") -> Config:
     if not isinstance(values, dict):
         raise UserError(f"{source}: expected a mapping of sections, found {type(values).__name__}")
     try:
-        return Config.model_validate(values)
+        config = Config.model_validate(values)
+        faults = list(unprintable(values))
     except ValidationError as error:
-        faults = "\n".join(f"  {_describe(fault, values)}" for fault in error.errors())
-        raise UserError(f"{source} is not valid; nothing was run:\n{faults}") from None
+        faults = [_describe(fault, values) for fault in error.errors()]
+    if faults:
+        raise UserError("\n  ".join([f"{source} is not valid; nothing was run:", *faults]))
+    return config
 
 
 def read_config(path: Path, *overlays: Path) -> Config:

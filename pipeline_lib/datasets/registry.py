@@ -16,9 +16,9 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipeline_lib.datasets.layouts import LAYOUTS
-from pipeline_lib.datasets.own_data import parquet_files, parquet_labels, sub_folders
-from pipeline_lib.digests import check_path, is_folder
+from pipeline_lib.datasets.own_data import parquet_files, parquet_labels
 from pipeline_lib.errors import UserError
+from pipeline_lib.paths import check_path, is_folder, sub_folders
 from pipeline_lib.yaml_files import misread, shortened
 
 Rendering = Literal["objects", "fine_grained", "low_resolution", "sketch", "rendition", "scene"]
