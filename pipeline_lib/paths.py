@@ -51,7 +51,7 @@ def kind_of(path: Path) -> str:
 
 def sub_folders(folder: Path) -> list[str]:
     """Names of the visible sub-folders, in alphabetical order. Raises `UserError` for a folder that cannot be read."""
-    return sorted(entry.name for entry in _visible(folder) if entry.is_dir())
+    return sorted(entry.name for entry in _visible(folder) if _is_folder(entry))
 
 
 def files_below(folder: Path, suffixes: frozenset[str]) -> list[Path]:
@@ -71,12 +71,19 @@ def _files_below(folder: Path, suffixes: frozenset[str], above: tuple[tuple[int,
     if path[-1] in above:
         raise UserError(f"{folder} is a link back to a folder that it lies in, so its files have no end; remove it")
     for entry in _visible(folder):
-        if entry.is_dir():
+        if _is_folder(entry):
             yield from _files_below(folder / entry.name, suffixes, path)
         elif os.path.splitext(entry.name)[1].lower() in suffixes:  # noqa: PTH122 -- a Path for each is half the time
-            if not entry.is_file():
+            if not is_file(entry.path) if entry.is_symlink() else not entry.is_file():
                 raise UserError(f"{entry.path} is no file but {kind_of(Path(entry.path))}; remove it")
             yield folder / entry.name
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # links that go round in a circle
+        return False
 
 
 def _visible(folder: Path) -> list[os.DirEntry[str]]:

@@ -21,6 +21,7 @@ MAX_VALUES = 1_000_000  # with aliases written out; the largest study has some t
 # Snakemake reads its configuration with YTE, which runs the Python in a file that has this key.
 _TEMPLATE_KEY = "__use_yte__"
 _OCTAL = re.compile(r"[-+]?0[0-7_]+")
+_GROUPED = re.compile(r"_|[-+]?0b")  # 1_000 and 0b11 are numbers in YAML 1.1 and texts in YAML 1.2
 _TIMESTAMP, _INT, _FLOAT = (f"tag:yaml.org,2002:{name}" for name in ("timestamp", "int", "float"))
 
 _shortened = reprlib.Repr()
@@ -177,6 +178,8 @@ def _check_scalar(node: ScalarNode, path: Path) -> None:
     if node.tag == _INT and _OCTAL.fullmatch(text):
         octal = int(text.replace("_", ""), 8)
         raise _fault(path, node, f"YAML reads {text} as the octal number {octal}; write {octal}, or {text!r} for text")
+    if node.tag in (_INT, _FLOAT) and _GROUPED.search(text):
+        raise _fault(path, node, f"YAML reads {text} as a number, but not everywhere; write the digits alone")
     if node.tag in (_INT, _FLOAT) and ":" in text:
         raise _fault(path, node, f"YAML reads {text} as a number to base 60; write {text!r} in quotes, or the number")
     if node.tag == _TIMESTAMP:

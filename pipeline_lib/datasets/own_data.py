@@ -64,11 +64,8 @@ def parquet_labels(files: Sequence[Path], column: str, where: str) -> Labels:
     """
     schemas = [parquet_schema(file, where) for file in files]
     for file, schema in zip(files, schemas, strict=True):
-        if column not in schema.names:
-            raise ValueError(
-                f"{where}.label_column: {file} has no column {column!r}; it has "
-                f"{', '.join(map(repr, schema.names)) or 'none'}"
-            )
+        if fault := column_fault(schema, column):
+            raise ValueError(f"{where}.label_column: {file} {fault}")
     if names := class_label_names(schemas[0], column):
         return Labels(tuple(names), are_numbers=False)
     values: set[str | int] = set()
@@ -101,6 +98,15 @@ def parquet_schema(file: Path, where: str) -> pa.Schema:
         raise ValueError(f"{where}.parquet: {file} is no Parquet file that can be read: {error}") from None
 
 
+def column_fault(schema: pa.Schema, column: str) -> str | None:
+    """Why a table has not one column of this name, as the end of a sentence; None where it has."""
+    if (n := schema.names.count(column)) == 1:
+        return None
+    if n:
+        return f"has {n} columns named {column!r}; rename all but one"
+    return f"has no column {column!r}; it has {', '.join(map(repr, schema.names)) or 'none'}"
+
+
 def parquet_rows(file: Path, where: str, key: str = "parquet") -> int:
     """The number of rows of one file. Raises ValueError for a file that is no Parquet."""
     try:
@@ -116,7 +122,7 @@ def named_images(file: Path, column: str, where: str, key: str = "parquet") -> I
     or that is not below the Parquet file's folder.
     """
     schema = parquet_schema(file, where)
-    if column not in schema.names or not _may_name_files(schema.field(column).type):
+    if column_fault(schema, column) or not _may_name_files(schema.field(column).type):
         return
     try:
         with pq.ParquetFile(file) as opened:

@@ -143,6 +143,8 @@ def _own_parquet(
         files = parquet_files(definition.train_parquet or "", where, key)
         location = {"files": [str(file) for file in files], "test": location}
     n_rows = None if definition.subset else sum(parquet_rows(file, where, key) for file in files)
+    if n_rows == 0:
+        raise ValueError(f"{where}.{key}: {', '.join(map(str, files[:5]))} hold no rows; name files with images")
     root = Path(os.path.commonpath([file.parent for file in files]))
     spec = {"parquet": digests.files(root, files), **labels}
     if named := sorted({image for file in files for image in named_images(file, definition.image_column, where, key)}):

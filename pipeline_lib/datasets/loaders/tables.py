@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline_lib.datasets.loaders.split import Raw, RealSplit
-from pipeline_lib.datasets.own_data import class_label_names, image_beside, image_name
+from pipeline_lib.datasets.own_data import class_label_names, column_fault, image_beside, image_name
 from pipeline_lib.errors import UserError
 from pipeline_lib.paths import kind_of
 from pipeline_lib.yaml_files import shortened
@@ -27,9 +27,9 @@ def parquet(files: Sequence[Path], image_column: str, label_column: str) -> Real
             schema, metadata = pq.read_schema(file), pq.read_metadata(file)
         except (pa.ArrowException, OSError) as error:
             raise UserError(f"{file} is no Parquet file that can be read: {error}; write it again") from None
-        absent = [column for column in (image_column, label_column) if column not in schema.names]
-        if absent:
-            raise UserError(f"{file} has no column {absent[0]!r}; it has {', '.join(map(repr, schema.names))}")
+        for column in (image_column, label_column):
+            if fault := column_fault(schema, column):
+                raise UserError(f"{file} {fault}")
         names = class_label_names(schema, label_column)
         labels += [
             _label(value, names) for value in pq.read_table(file, columns=[label_column])[label_column].to_pylist()
