@@ -3,6 +3,7 @@
 Nothing heavy is imported here: a command imports what it computes with.
 """
 
+import errno
 import json
 import logging
 import os
@@ -248,11 +249,27 @@ def _start(log: Path | None, threads: int) -> None:
     logging.captureWarnings(True)
 
 
+# What a wrong path leads to: a folder in a file's place, another user's file, links that go round in a circle.
+_WRONG_PATH = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EEXIST}
+)
+
+
+def _user_error(error: Exception) -> UserError:
+    """What is to be said of an error that the user can mend; raises any other again."""
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, OSError) and error.errno in _WRONG_PATH and error.filename is not None:
+        return UserError(f"{error.filename}: {error.strerror}; name another path, or mend this one")
+    raise error
+
+
 def main() -> None:
-    """Run the command line; a `UserError` is printed without a traceback."""
+    """Run the command line; an error that the user can mend is printed without a traceback."""
     try:
         app()
-    except UserError as error:
+    except Exception as exception:
+        error = _user_error(exception)
         if logging.getLogger().handlers:  # a stage: the message belongs in its log as well
             logging.getLogger("pipeline_lib").error("Error: %s", error)
         else:

@@ -164,6 +164,8 @@ def _from_file(architecture: str, path: Path) -> Any:
 def _read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = load_state_dict(str(path), weights_only=True)
+    except StopIteration:  # open_clip looks at the first weight's name
+        raise UserError(f"{KEY}: {str(path)!r} holds no weights; name another checkpoint") from None
     except RuntimeError as error:
         if "TorchScript" not in str(error):
             raise

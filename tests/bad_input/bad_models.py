@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from cases import Case, Workplace
 
@@ -100,6 +101,33 @@ def generator(edit: Callable[[Path, Workplace], None], *words: str) -> Case:
     return Case(act, ("models.generator", "bad generator", *words))
 
 
+def sentences(edit: Callable[[Path, Workplace], None], *words: str) -> Case:
+    """A word-to-sentence model whose folder was edited is loaded."""
+
+    def act(place: Workplace) -> None:
+        pytest.importorskip("transformers")
+        from pipeline_lib.sentences import SentenceModel
+
+        folder = shutil.copytree(place.models["sentences"], place.folder / "models" / "bad sentences")
+        edit(folder, place)
+        SentenceModel(str(folder), None, 8, device="cpu")
+
+    return Case(act, ("models.sentences", "bad sentences", *words))
+
+
+def checkpoint(write: Callable[[Path, Workplace], Any], *words: str, name: str = "bad.pt") -> Case:
+    """A checkpoint file for one of open_clip's architectures is loaded."""
+
+    def act(place: Workplace) -> None:
+        pytest.importorskip("open_clip")
+        from pipeline_lib.clip_models import load_clip
+
+        write(place.folder / name, place)
+        load_clip("RN50", str(place.folder / name), None)
+
+    return Case(act, ("models.encoders", name, *words))
+
+
 def damaged(file: str, damage: Callable[[bytes], bytes]) -> Callable[[Path, Workplace], None]:
     return lambda folder, _: (folder / file).write_bytes(damage((folder / file).read_bytes())) and None
 
@@ -114,6 +142,41 @@ def pickled(file: str, instead: str) -> Callable[[Path, Workplace], None]:
         torch.save({"state_dict": Payload(place.canary)}, folder / file)
 
     return edit
+
+
+def weights_with_code(path: Path, place: Workplace) -> None:
+    """What torch.save makes of a dictionary that holds code beside weights."""
+    import torch
+
+    torch.save({"weight": torch.zeros(2), "more": Payload(place.canary)}, path)
+
+
+def array_with_code(path: Path, place: Workplace) -> None:
+    """What numpy makes of an array of objects."""
+    with path.open("wb") as file:
+        np.save(file, np.array([Payload(place.canary)], dtype=object), allow_pickle=True)
+
+
+def plain_pickle(path: Path, place: Workplace) -> None:
+    path.write_bytes(pickle.dumps(Payload(place.canary)))
+
+
+def with_code(file: str, **entries: Any) -> Callable[[Path, Workplace], None]:
+    """A configuration that names a class in a Python file of the folder, with other entries of the model's."""
+
+    def edit(folder: Path, place: Workplace) -> None:
+        path = folder / file
+        code = f"open({str(place.canary)!r}, 'w')\nclass Evil: pass\n"
+        for beside in (folder, path.parent):
+            (beside / "evil.py").write_text(code)
+        config = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps(_merged(config, entries)))
+
+    return edit
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    return base | {k: _merged(base[k], v) if isinstance(v, dict) and k in base else v for k, v in over.items()}
 
 
 def disguised(folder: Path, place: Workplace) -> None:
