@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pipeline_lib.batches import Batches
 from pipeline_lib.errors import UserError
 from pipeline_lib.generators import Generator
-from pipeline_lib.generators.reading import loses_name
+from pipeline_lib.generators.reading import lost_name
 from pipeline_lib.progress import Progress
 from pipeline_lib.references import Reference, References
 from pipeline_lib.seeds import derive_seed
@@ -206,16 +206,12 @@ def make_shards(shards: Sequence[Artifact], store: Store, load: Callable[[], Gen
 def _cut_prompts(todo: Sequence[_Drawing], generator: Generator) -> Counter[str]:
     """By path of the shard, how many images are to be drawn from a prompt whose end the text encoder does not read.
 
-    Raises `UserError` where what it does not read is the class's name: any class would get the same images.
+    Raises `UserError` where what it does not read is the class's name.
     """
     read = {request.prompt: generator.read(request.prompt) for _, request in todo}
     for _, request in todo:
-        if loses_name(request.class_name, request.prompt, beginning := read[request.prompt]):
-            raise UserError(
-                f"models.generator: the text encoder reads of the prompt {shortened(request.prompt)} no more than "
-                f"{shortened(beginning)}, which loses the class name {request.class_name!r}; shorten the class name, "
-                f"or prompt_template and sentence_template of the data set"
-            )
+        if fault := lost_name(request.class_name, request.prompt, read[request.prompt]):
+            raise UserError(fault)
     if cut := sorted(prompt for prompt, beginning in read.items() if beginning != prompt):
         log.warning(
             "%d of %d prompts are longer than what the text encoder reads: of %s it reads %s",

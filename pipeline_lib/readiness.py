@@ -7,6 +7,7 @@ from pipeline_lib.costs import require_disk
 from pipeline_lib.datasets.layouts import require_parts
 from pipeline_lib.errors import UserError
 from pipeline_lib.plan import Plan
+from pipeline_lib.prompt_lengths import cut_prompts
 from pipeline_lib.store import Artifact
 
 
@@ -21,8 +22,10 @@ def not_here_yet(plan: Plan) -> list[str]:
 
 
 def require_ready(plan: Plan, jobs: Collection[Artifact]) -> None:
-    """Raises `UserError` naming all that `jobs` of the plan need and this machine lacks."""
+    """Raises `UserError` naming all that `jobs` of the plan need and this machine lacks, and prompts that are too
+    long."""
     faults = [*plan.missing_models, *(f"{name}: {fault}" for name, fault in _absent_raw_data(plan, jobs))]
+    faults += cut_prompts(plan, jobs)
     if faults:
         raise UserError("nothing was run:\n" + "\n".join(faults))
     require_disk(plan, jobs, plan.config.costs)

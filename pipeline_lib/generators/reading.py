@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline_lib.datasets.registry import fold
 from pipeline_lib.prompts import name_pattern
+from pipeline_lib.yaml_files import shortened
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,16 @@ def read_part(limits: Sequence[TextLimit], prompt: str) -> str:
     return max((limit.read(prompt) for limit in limits), key=len, default=prompt)
 
 
-def loses_name(class_name: str, prompt: str, read: str) -> bool:
-    """Whether a class's name is in a prompt, and not in what is read of it."""
+def lost_name(class_name: str, prompt: str, read: str) -> str | None:
+    """A message where a class's name is in a prompt and not in what is read of it: any class would get such images."""
     name = name_pattern(class_name)
-    return name.search(fold(prompt)) is not None and name.search(fold(read)) is None
+    if name.search(fold(prompt)) is None or name.search(fold(read)) is not None:
+        return None
+    return (
+        f"models.generator: the text encoder reads of the prompt {shortened(prompt)} no more than {shortened(read)}, which "
+        f"loses the class name {class_name!r}; shorten the class name, or prompt_template and sentence_template of the "
+        f"data set"
+    )
 
 
 def pipeline_limits(pipeline: Any) -> Iterator[TextLimit]:

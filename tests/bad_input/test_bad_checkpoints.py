@@ -30,6 +30,7 @@ from pictures import PICTURE
 from pipeline_lib import stages
 from pipeline_lib.errors import UserError
 from pipeline_lib.plan import Plan
+from pipeline_lib.readiness import require_ready
 
 
 def long_prompt(place: Workplace) -> None:
@@ -81,6 +82,13 @@ def cut_behind(place: Workplace) -> None:
     plan = draw(place, "a {} with many words behind it that nobody reads, and more of them still")
     shards = [shard for job in plan.images("shapes", "basic") for shard in job.members]
     assert [plan.store.record(shard).details["n_cut_prompts"] for shard in shards] == [1, 1, 1]
+
+
+def start(place: Workplace, template: str = "a {}", **changes: Any) -> None:
+    """A run of everything starts; torch is not imported for it (see `test_bad_commands`)."""
+    changes |= {"models": place.models, "own_datasets__shapes__template": template, "prompts__strategy": "basic"}
+    plan = place.plan(**changes)
+    require_ready(plan, plan.jobs.values())
 
 
 def torch_save(value: Any, path: Path) -> None:
@@ -198,6 +206,15 @@ CHECKPOINTS = {
         long_prompt, ("models.encoders", "the prompt 'a photo of a xxx", "would be cut", "shorten the class name")
     ),
     "prompt: as long as the encoder reads": Case(longest_whole_prompt),
+    "prompt: too long for the encoder, at the start": Case(
+        lambda place: start(place, "a {}, " + "of many words " * 9),
+        ("nothing was run", "models.encoders", "reads 20 tokens", "3 class prompts", "'a red/square, of", "shorten"),
+    ),
+    "prompt: cut before the class name, at the start": Case(
+        lambda place: start(place, "of many words " * 9 + "{}"),
+        ("models.generator", "which loses the class name 'red/square'", "shorten the class name"),
+    ),
+    "prompt: short enough, at the start": Case(start),
     "prompt: cut before the class name": Case(
         lambda place: draw(place, "with many words before it comes to what it is about, a {}"),
         ("models.generator", "which loses the class name 'red/square'", "shorten the class name"),
