@@ -45,9 +45,9 @@ def lost_name(class_name: str, prompt: str, read: str) -> str | None:
     if name.search(fold(prompt)) is None or name.search(fold(read)) is not None:
         return None
     return (
-        f"models.generator: the text encoder reads of the prompt {shortened(prompt)} no more than {shortened(read)}, which "
-        f"loses the class name {class_name!r}; shorten the class name, or prompt_template and sentence_template of the "
-        f"data set"
+        f"models.generator: the text encoder reads of the prompt {shortened(prompt)} no more than {shortened(read)}, "
+        f"which loses the class name {class_name!r}; shorten the class name, or prompt_template and sentence_template "
+        f"of the data set"
     )
 
 
