@@ -2,12 +2,13 @@
 
 import hashlib
 import json
+import stat
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from pipeline_lib.errors import UserError
-from pipeline_lib.paths import files_below, is_file, is_folder
+from pipeline_lib.paths import files_below, is_file, is_folder, kind_of
 from pipeline_lib.store import file_sha256, write_json
 
 _CACHE_FROM_BYTES = 64 * 1024 * 1024  # in all; less hashes faster than the cache is worth
@@ -41,9 +42,12 @@ class DigestCache:
 
     def _remembered(self, kind: str, files: Sequence[Path], compute: Callable[[], str]) -> str:
         stats = [(path, path.stat()) for path in files]
-        if sum(stat.st_size for _, stat in stats) < _CACHE_FROM_BYTES:
+        for path, status in stats:
+            if not stat.S_ISREG(status.st_mode):
+                raise UserError(f"{path} is no file but {kind_of(path)}; remove it, or put the file there")
+        if sum(status.st_size for _, status in stats) < _CACHE_FROM_BYTES:
             return compute()
-        listing = [f"{path.absolute()}:{stat.st_size}:{stat.st_mtime_ns}" for path, stat in stats]
+        listing = [f"{path.absolute()}:{status.st_size}:{status.st_mtime_ns}" for path, status in stats]
         identity = hashlib.sha256((kind + "\n".join(listing)).encode(errors="surrogateescape")).hexdigest()
         if identity not in self._known:
             self._known[identity] = compute()

@@ -206,8 +206,14 @@ def make_shards(shards: Sequence[Artifact], store: Store, load: Callable[[], Gen
 def _cut_prompts(todo: Sequence[_Drawing], generator: Generator) -> Counter[str]:
     """By path of the shard, how many images are to be drawn from a prompt whose end the text encoder does not read.
 
-    Raises `UserError` where what it does not read is the class's name.
+    Raises `UserError` where what it does not read is the class's name, or a part of the negative prompt.
     """
+    negative = todo[0][0].artifact.spec.get("negative_prompt", "")
+    if (beginning := generator.read(negative)) != negative:
+        raise UserError(
+            f"images.negative_prompt: the text encoder reads of {shortened(negative)} no more than "
+            f"{shortened(beginning)}; shorten it"
+        )
     read = {request.prompt: generator.read(request.prompt) for _, request in todo}
     for _, request in todo:
         if fault := lost_name(request.class_name, request.prompt, read[request.prompt]):

@@ -66,9 +66,9 @@ def long_generator_prompt(place: Workplace) -> None:
     assert drawn.shape[0] == 1 and np.isfinite(drawn).all()
 
 
-def draw(place: Workplace, template: str) -> Plan:
+def draw(place: Workplace, template: str, **changes: Any) -> Plan:
     """Images of basic prompts are drawn."""
-    changes = {"models": place.models, "own_datasets__shapes__template": template, "prompts__strategy": "basic"}
+    changes |= {"models": place.models, "own_datasets__shapes__template": template, "prompts__strategy": "basic"}
     plan = place.plan(**changes, images__steps=1, images__per_class=1, tables__table2_datasets=["shapes"])
     for name in ("prompts", "images"):
         for job in plan.stage(name):
@@ -220,6 +220,10 @@ CHECKPOINTS = {
         ("models.generator", "which loses the class name 'red/square'", "shorten the class name"),
     ),
     "prompt: cut behind the class name": Case(cut_behind),
+    "prompt: negative one that is cut": Case(
+        lambda place: draw(place, "a {}", images__negative_prompt="no words " * 50),
+        ("images.negative_prompt", "no words", "shorten it"),
+    ),
     "prompt: 10,000 characters for the generator": Case(long_generator_prompt),
 }
 

@@ -117,6 +117,10 @@ COMMANDS: dict[str, tuple[Callable[[Workplace], list[str]], tuple[str, ...]]] = 
     "parquet": (of_parquet, ("own_datasets.birds.parquet", "x.parquet", "no Parquet file")),
     "checkpoint": (of_encoder, ("models.encoders", "could run code", "safetensors")),
     "template that runs Python": (of_template, ("params.yaml", "__use_yte__", "without that key")),
+    "overlay that is a template": (  # Snakemake has run it by then
+        of_snakemake_file("overlay.yaml", "__use_yte__: true\nseed: ?1 + 1\n"),
+        ("overlay.yaml", "__use_yte__", "without that key"),
+    ),
     "key twice": (
         of_snakemake_file("overlay.yaml", "seed: 1\nseed: 2\n"),
         ("overlay.yaml, line 2", "'seed'", "remove"),

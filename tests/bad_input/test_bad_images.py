@@ -16,6 +16,7 @@ import pytest
 from cases import Case, Workplace, check
 from pictures import PICTURE, PIXELS, encoded, frames, oriented, png_of
 from PIL import Image
+from raw_trees import draw_raw_tree
 
 from pipeline_lib import digests, stages
 from pipeline_lib.shards import decode_image
@@ -133,6 +134,14 @@ def pipe_since(place: Workplace) -> None:
     stages.real_images(plan.real_images("shapes", "test"), plan.store)
 
 
+def pipe_for_a_list(place: Workplace) -> None:
+    tree = draw_raw_tree("dtd", place.folder / "raw", 2)
+    (listed,) = (place.folder / "raw").rglob("test1.txt")
+    listed.unlink()
+    os.mkfifo(listed)
+    place.plan(own_datasets__shapes=tree.definition())
+
+
 def terminal_command(place: Workplace) -> None:
     """A file whose name would clear the screen, and which is no image."""
     (place.folder / "shapes" / "blue" / "\x1b[2J.png").write_bytes(b"no image")
@@ -219,6 +228,7 @@ IMAGES = {
     ),
     "image: gone since it was planned": Case(gone_since, ("shapes: 5 test images were found, 6 are expected",)),
     "image: named pipe since it was planned": Case(pipe_since, ("blue/001.png", "named pipe", "remove it")),
+    "image: named pipe for a list of an official download": Case(pipe_for_a_list, ("is no file but a named pipe",)),
     "image: file name that is a terminal's command": Case(terminal_command, (r"blue/\x1b[2J.png", "none of PNG")),
     "image: file name that is no UTF-8": Case(file_name_of_bytes),
 }
