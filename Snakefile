@@ -6,6 +6,9 @@
 # Paths carry the key of what made the artifact, computed from params.yaml when the graph is planned (rules/common.smk).
 
 
+include: "workflow/rules/configuration.smk"
+
+
 configfile: "params.yaml"
 
 

@@ -60,6 +60,10 @@ class Instant:
         """See `Generator.generate`."""
         return self._images[: len(prompts)]
 
+    def read(self, prompt: str) -> str:
+        """See `Generator.read`."""
+        return prompt
+
 
 class Timed:
     """Counts the seconds that a generator samples."""
@@ -78,6 +82,10 @@ class Timed:
             return self._generator.generate(prompts, seeds, references)
         finally:
             self.seconds += time.perf_counter() - started
+
+    def read(self, prompt: str) -> str:
+        """See `Generator.read`."""
+        return self._generator.read(prompt)
 
 
 def write_shots(store: Store, size: int) -> dict[str, Any]:

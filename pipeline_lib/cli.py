@@ -3,6 +3,7 @@
 Nothing heavy is imported here: a command imports what it computes with.
 """
 
+import errno
 import json
 import logging
 import os
@@ -14,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline_lib.errors import UserError
+from pipeline_lib.errors import UserError, printable
 from pipeline_lib.generators.glide import TOKENIZER
 
 app = typer.Typer(
@@ -221,6 +222,13 @@ def _config(params: Path, overlays: list[Path]):  # type: ignore[no-untyped-def]
     return read_config(params, *overlays)
 
 
+class _PrintableFormatter(logging.Formatter):
+    """Lines that a terminal shows and does not obey: names in them may be anyone's."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
 def _start(log: Path | None, threads: int) -> None:
     """Set up threads (before torch is imported) and logging: plain lines to stderr and to the log file."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -230,16 +238,34 @@ def _start(log: Path | None, threads: int) -> None:
     if log is not None:
         log.parent.mkdir(parents=True, exist_ok=True)
         handlers.append(logging.FileHandler(log, mode="w", encoding="utf-8"))
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=handlers)
+    for handler in handlers:
+        handler.setFormatter(_PrintableFormatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    logging.basicConfig(level=logging.WARNING, handlers=handlers)
     logging.getLogger("pipeline_lib").setLevel(logging.INFO)
     logging.captureWarnings(True)
 
 
+# What a wrong path leads to: a folder in a file's place, another user's file, links that go round in a circle.
+_WRONG_PATH = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EEXIST}
+)
+
+
+def _user_error(error: Exception) -> UserError:
+    """What is to be said of an error that the user can mend; raises any other again."""
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, OSError) and error.errno in _WRONG_PATH and error.filename is not None:
+        return UserError(f"{error.filename}: {error.strerror}; name another path, or mend this one")
+    raise error
+
+
 def main() -> None:
-    """Run the command line; a `UserError` is printed without a traceback."""
+    """Run the command line; an error that the user can mend is printed without a traceback."""
     try:
         app()
-    except UserError as error:
+    except Exception as exception:
+        error = _user_error(exception)
         if logging.getLogger().handlers:  # a stage: the message belongs in its log as well
             logging.getLogger("pipeline_lib").error("Error: %s", error)
         else:

@@ -15,6 +15,7 @@ from open_clip.pretrained import get_pretrained_cfg
 from open_clip.transform import PreprocessCfg, image_transform_v2
 
 from pipeline_lib.errors import UserError
+from pipeline_lib.foreign_code import refuse_code
 from pipeline_lib.hub import hub_folder
 
 log = logging.getLogger(__name__)
@@ -120,6 +121,7 @@ def _load(model: str, pretrained: str | None, revision: str | None) -> tuple[Any
 
 
 def _from_folder(folder: Path) -> tuple[Any, Any]:
+    refuse_code(folder, KEY)  # open_clip hands the tokenizer's settings on, with the permission to run code
     name = f"{LOCAL}{folder}"
     return open_clip.create_model(name, require_pretrained=True), open_clip.get_tokenizer(name)
 
@@ -162,6 +164,8 @@ def _from_file(architecture: str, path: Path) -> Any:
 def _read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = load_state_dict(str(path), weights_only=True)
+    except StopIteration:  # open_clip looks at the first weight's name
+        raise UserError(f"{KEY}: {str(path)!r} holds no weights; name another checkpoint") from None
     except RuntimeError as error:
         if "TorchScript" not in str(error):
             raise

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from pipeline_lib.datasets.registry import Dataset, builtin_datasets, read_datasets
-from pipeline_lib.digests import is_file, is_folder
 from pipeline_lib.errors import UserError
+from pipeline_lib.paths import is_file, is_folder
 from pipeline_lib.sections import (
     ClipFilter,
     Costs,
@@ -24,14 +24,14 @@ from pipeline_lib.sections import (
     Tuning,
 )
 from pipeline_lib.sections_few_shot import FewShot
-from pipeline_lib.yaml_files import misread, read_yaml, shortened
+from pipeline_lib.yaml_files import misread, read_yaml, shortened, unprintable
 
 
 class Config(Section):
     """params.yaml."""
 
-    study: str
-    """Name of the study; printed in the tables' notes."""
+    study: Annotated[str, Field(pattern=r"^[^\n`]{1,200}$")]
+    """Name of the study; printed in the tables' notes: one line of at most 200 characters, without `."""
     seed: Seed
     """Run seed of prompts and images."""
     store: FolderName
@@ -131,11 +131,13 @@ def load_config(values: Any, *, source: str = "params.yaml") -> Config:
     """
     if not isinstance(values, dict):
         raise UserError(f"{source}: expected a mapping of sections, found {type(values).__name__}")
-    try:
-        return Config.model_validate(values)
-    except ValidationError as error:
-        faults = "\n".join(f"  {_describe(fault, values)}" for fault in error.errors())
-        raise UserError(f"{source} is not valid; nothing was run:\n{faults}") from None
+    faults = list(unprintable(values))  # first: pydantic's own messages cannot hold half a character
+    if not faults:
+        try:
+            return Config.model_validate(values)
+        except ValidationError as error:
+            faults = [_describe(fault, values) for fault in error.errors()]
+    raise UserError("\n  ".join([f"{source} is not valid; nothing was run:", *faults]))
 
 
 def read_config(path: Path, *overlays: Path) -> Config:
@@ -157,10 +159,12 @@ def _describe(fault: Any, values: dict[str, Any]) -> str:
     """One line for one fault, in the user's terms."""
     # Tagged unions add their branch to the location ("literal['1/N']"); the user wrote no such key.
     location = [part for part in fault["loc"] if isinstance(part, int) or _is_key(part)]
+    if fault["type"] == "extra_forbidden":
+        *section, unknown = fault["loc"]
+        location = [*(part for part in location if part in section), unknown]
     key = ".".join(str(part) for part in location) or "(top level)"
     if fault["type"] == "extra_forbidden":
-        allowed = _allowed_keys(location[:-1])
-        return f"{key}: unknown key; allowed here: {', '.join(allowed)}"
+        return f"{key}: unknown key; allowed here: {', '.join(_allowed_keys(location[:-1]))}"
     if fault["type"] == "invalid_key":
         return f"{key}: {fault['input']!r} is no key: keys are text, and YAML reads this one otherwise"
     if fault["type"] == "missing":

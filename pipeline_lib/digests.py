@@ -2,45 +2,22 @@
 
 import hashlib
 import json
-import os
+import stat
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from pipeline_lib.errors import UserError
+from pipeline_lib.paths import files_below, is_file, is_folder, kind_of
 from pipeline_lib.store import file_sha256, key_of, write_json
 
 _CACHE_FROM_BYTES = 64 * 1024 * 1024  # in all; less hashes faster than the cache is worth
-_NAME_BYTES, _PATH_BYTES = 255, 4095  # Linux: NAME_MAX, and PATH_MAX without its NUL
 # Of a model folder these determine the numbers; READMEs and pictures do not.
 _MODEL_SUFFIXES = frozenset({".safetensors", ".json", ".txt", ".model", ".pt", ".pth", ".ckpt", ".bin", ".jinja"})
 
 
 class MissingModelError(UserError):
     """A model that should be here is not. What needs it can be planned all the same, not made."""
-
-
-def check_path(text: str) -> str:
-    """`text`, if the system can have a file of that name. Raises ValueError for NUL and for names that are too long."""
-    if not text or "\0" in text:
-        raise ValueError(f"{text!r} cannot be a path: it is empty or holds NUL; correct it")
-    longest = max(len(os.fsencode(part)) for part in Path(text).parts or [text])
-    if longest > _NAME_BYTES or len(os.fsencode(text)) > _PATH_BYTES:
-        raise ValueError(
-            f"{text[:40]!r}... cannot be a path: a name in it has {longest} bytes, of {_NAME_BYTES} at the most, or "
-            f"all of it more than {_PATH_BYTES}; shorten it"
-        )
-    return text
-
-
-def is_folder(path: str) -> bool:
-    """Whether a folder is there; not, where there can be none (`Path.is_dir` raises for names that are too long)."""
-    return os.path.isdir(path)  # noqa: PTH112
-
-
-def is_file(path: str) -> bool:
-    """Whether a file is there; not, where there can be none."""
-    return os.path.isfile(path)  # noqa: PTH113
 
 
 class DigestCache:
@@ -61,9 +38,12 @@ class DigestCache:
 
     def _remembered(self, kind: str, files: Sequence[Path], compute: Callable[[], str]) -> str:
         stats = [(path, path.stat()) for path in files]
-        if sum(stat.st_size for _, stat in stats) < _CACHE_FROM_BYTES:
+        for path, status in stats:
+            if not stat.S_ISREG(status.st_mode):
+                raise UserError(f"{path} is no file but {kind_of(path)}; remove it, or put the file there")
+        if sum(status.st_size for _, status in stats) < _CACHE_FROM_BYTES:
             return compute()
-        listing = [f"{path.absolute()}:{stat.st_size}:{stat.st_mtime_ns}" for path, stat in stats]
+        listing = [f"{path.absolute()}:{status.st_size}:{status.st_mtime_ns}" for path, status in stats]
         identity = hashlib.sha256((kind + "\n".join(listing)).encode(errors="surrogateescape")).hexdigest()
         if identity not in self._known:
             self._known[identity] = compute()
@@ -95,17 +75,6 @@ def _digest(root: Path, files: Sequence[Path]) -> str:
         line = f"{path.relative_to(root).as_posix()}\0{file_sha256(path)}\n"
         digest.update(line.encode(errors="surrogateescape"))  # file names are bytes, and may be no UTF-8
     return digest.hexdigest()
-
-
-def files_below(folder: Path, suffixes: frozenset[str]) -> list[Path]:
-    """Files with one of the (lower-case) suffixes below a folder, links followed, hidden ones left out; sorted."""
-    found = []
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [
-            Path(parent) / name for name in names if not name.startswith(".") and Path(name).suffix.lower() in suffixes
-        ]
-    return sorted(found)
 
 
 def model_files(folder: Path) -> list[Path]:

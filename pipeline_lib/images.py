@@ -1,6 +1,7 @@
 """Synthetic images: which ones a shard holds, and the loop that samples, encodes and writes them."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,13 +15,16 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline_lib.batches import Batches
+from pipeline_lib.errors import UserError
 from pipeline_lib.generators import Generator
+from pipeline_lib.generators.reading import lost_name
 from pipeline_lib.progress import Progress
 from pipeline_lib.references import Reference, References
 from pipeline_lib.seeds import derive_seed
 from pipeline_lib.shards import encode_image, image_row, read_rows, write_shard
 from pipeline_lib.store import Artifact, Store
 from pipeline_lib.timings import phase
+from pipeline_lib.yaml_files import shortened
 
 log = logging.getLogger(__name__)
 ENCODING_THREADS = 4  # one makes some 40 PNGs of 512 x 512 a second: fewer than a fast generator draws
@@ -165,6 +169,7 @@ def make_shards(shards: Sequence[Artifact], store: Store, load: Callable[[], Gen
         return
     references.read(request.reference for _, request in todo if request.reference is not None)
     generator = load()
+    n_cut = _cut_prompts(todo, generator)
 
     def sample(batch: Sequence[_Drawing]) -> tuple[Sequence[_Drawing], NDArray[np.float32]]:
         wanted = [request.reference for _, request in batch if request.reference is not None]
@@ -180,7 +185,8 @@ def make_shards(shards: Sequence[Artifact], store: Store, load: Callable[[], Gen
         for (shard, _), row in zip(batch, rows, strict=True):
             shard.add(row)
             if shard.is_whole:
-                shard.write({**details, "batch_size": batches.size})
+                cut = {"n_cut_prompts": n_cut[shard.artifact.path]} if shard.artifact.path in n_cut else {}
+                shard.write({**details, **cut, "batch_size": batches.size})
 
     with (
         Progress("images", len(todo), "image") as progress,
@@ -195,6 +201,32 @@ def make_shards(shards: Sequence[Artifact], store: Store, load: Callable[[], Gen
             progress.update(len(batch))
         if writing is not None:
             writing.result()
+
+
+def _cut_prompts(todo: Sequence[_Drawing], generator: Generator) -> Counter[str]:
+    """By path of the shard, how many images are to be drawn from a prompt whose end the text encoder does not read.
+
+    Raises `UserError` where what it does not read is the class's name, or a part of the negative prompt.
+    """
+    negative = todo[0][0].artifact.spec.get("negative_prompt", "")
+    if (beginning := generator.read(negative)) != negative:
+        raise UserError(
+            f"images.negative_prompt: the text encoder reads of {shortened(negative)} no more than "
+            f"{shortened(beginning)}; shorten it"
+        )
+    read = {request.prompt: generator.read(request.prompt) for _, request in todo}
+    for _, request in todo:
+        if fault := lost_name(request.class_name, request.prompt, read[request.prompt]):
+            raise UserError(fault)
+    if cut := sorted(prompt for prompt, beginning in read.items() if beginning != prompt):
+        log.warning(
+            "%d of %d prompts are longer than what the text encoder reads: of %s it reads %s",
+            len(cut),
+            len(read),
+            shortened(cut[0]),
+            shortened(read[cut[0]]),
+        )
+    return Counter(shard.artifact.path for shard, request in todo if read[request.prompt] != request.prompt)
 
 
 def _row(request: Request, pixels: NDArray[np.float32], image_format: str) -> dict[str, Any]:

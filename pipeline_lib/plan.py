@@ -50,6 +50,10 @@ class Plan(Graph):
         except MissingModelError as error:
             self.missing_models.append(str(error))
             return f"missing:{model}"
+        except OSError as error:
+            raise UserError(
+                f"models: {error.filename} cannot be read: {error.strerror}; give this user the permission to read it"
+            ) from None
 
     def require_models(self) -> None:
         """Raises `UserError` where a model is not here: then nothing can be made, and no key is the final one."""

@@ -8,6 +8,7 @@ from pipeline_lib.datasets.fashion_mnist import FashionMnistError, require_whole
 from pipeline_lib.datasets.layouts import require_parts
 from pipeline_lib.errors import UserError
 from pipeline_lib.plan import Plan
+from pipeline_lib.prompt_lengths import cut_prompts
 from pipeline_lib.store import Artifact
 
 
@@ -22,11 +23,13 @@ def not_here_yet(plan: Plan) -> list[str]:
 
 
 def require_ready(plan: Plan, jobs: Collection[Artifact]) -> None:
-    """Raises `UserError` naming all that `jobs` of the plan need and this machine lacks."""
+    """Raises `UserError` naming all that `jobs` of the plan need and this machine lacks, and prompts that are too
+    long."""
     faults = [
         *plan.missing_models,
         *(f"{name}: {fault}" for name, fault in _absent_raw_data(plan, jobs)),
         *_damaged_fashion_mnist(plan, jobs),
+        *cut_prompts(plan, jobs),
     ]
     if faults:
         raise UserError("nothing was run:\n" + "\n".join(faults))

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from pipeline_lib.digests import check_path
+from pipeline_lib.paths import check_path
 from pipeline_lib.records import Loss, Strategy
 
 # Upper bounds keep a slip of the keyboard from filling memory before anything is drawn; no study comes near them.

@@ -14,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 from pipeline_lib.batches import Batches
 from pipeline_lib.devices import memory_errors, resolve
 from pipeline_lib.errors import UserError
+from pipeline_lib.foreign_code import refuse_code
 from pipeline_lib.hub import hub_folder
 from pipeline_lib.prompts import Request
 
@@ -35,6 +36,7 @@ class SentenceModel:
         self.device = resolve(device)
         self._batches = Batches(batch_size, "sentences")
         folder = Path(model) if Path(model).is_dir() else hub_folder(model, revision, _WEIGHTS, key=KEY)
+        refuse_code(folder, KEY)
         transformers_logging.disable_progress_bar()
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)

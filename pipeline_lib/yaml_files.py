@@ -2,19 +2,26 @@
 
 import datetime
 import math
+import os
 import re
 import reprlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from pipeline_lib.errors import UserError
+from pipeline_lib.errors import UserError, printable
+from pipeline_lib.paths import is_file, kind_of
 
+MAX_BYTES = 10_000_000  # the largest study has some ten thousand
 MAX_VALUES = 1_000_000  # with aliases written out; the largest study has some ten thousand
 # YAML 1.1 reads 010 as 8 and 1:30 as 90, YAML 1.2 as 10 and as text. Snakemake reads the one, DVC the other.
+# Snakemake reads its configuration with YTE, which runs the Python in a file that has this key.
+_TEMPLATE_KEY = "__use_yte__"
 _OCTAL = re.compile(r"[-+]?0[0-7_]+")
+_GROUPED = re.compile(r"_|[-+]?0b")  # 1_000 and 0b11 are numbers in YAML 1.1 and texts in YAML 1.2
 _TIMESTAMP, _INT, _FLOAT = (f"tag:yaml.org,2002:{name}" for name in ("timestamp", "int", "float"))
 
 _shortened = reprlib.Repr()
@@ -28,8 +35,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
     Raises `UserError` for a file that cannot be read, is not UTF-8, not YAML or no mapping; for a key that is there
     twice (YAML keeps the last one); for aliases that go round in a circle or multiply to more than `MAX_VALUES`
-    values; and for numbers and dates that YAML makes of what may be meant otherwise (010, 1:30, 2024-01-31).
+    values; for numbers and dates that YAML makes of what may be meant otherwise (010, 1:30, 2024-01-31); and for
+    templates, which hold code.
     """
+    _require_plain_file(path)
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -53,7 +62,29 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         found = "an empty file" if values is None else type(values).__name__
         raise UserError(f"{path}: expected a mapping of sections, found {found}")
+    if _TEMPLATE_KEY in values:
+        raise UserError(
+            f"{path}: the key {_TEMPLATE_KEY} makes the file a template that runs Python; write the values themselves, "
+            f"without that key"
+        )
     return values
+
+
+def unprintable(values: Any, *location: str | int) -> Iterator[str]:
+    """A line for each key or text, anywhere in `values`, that holds control characters or half a character.
+
+    New lines and tabs are allowed. location: the keys that lead to `values`.
+    """
+    if isinstance(values, str) and values != printable(values):
+        key = printable(".".join(map(str, location)))
+        yield f"{key}: {shortened(values)} holds a control character, or half a character; remove it"
+    elif isinstance(values, dict):
+        for key, value in values.items():
+            yield from unprintable(key, *location, "(key)")
+            yield from unprintable(value, *location, key)
+    elif isinstance(values, list):
+        for position, value in enumerate(values):
+            yield from unprintable(value, *location, position)
 
 
 def shortened(value: Any) -> str:
@@ -85,6 +116,16 @@ def _number(text: str) -> float | int | None:
     if not math.isfinite(number):
         return None
     return int(number) if number.is_integer() else number
+
+
+def _require_plain_file(path: Path) -> None:
+    """Raises `UserError` for what would be read for ever, such as a pipe, and for a file that is no configuration."""
+    if not is_file(str(path)):
+        if path.is_dir() or not os.path.lexists(path):
+            return  # reading it says so
+        raise UserError(f"{path} cannot be read: it is {kind_of(path)}; name a YAML file that can")
+    if (size := path.stat().st_size) > MAX_BYTES:
+        raise UserError(f"{path} has {size:,} bytes, at most {MAX_BYTES:,} are allowed; name a YAML file with settings")
 
 
 def _check(root: Node, path: Path) -> None:
@@ -137,6 +178,8 @@ def _check_scalar(node: ScalarNode, path: Path) -> None:
     if node.tag == _INT and _OCTAL.fullmatch(text):
         octal = int(text.replace("_", ""), 8)
         raise _fault(path, node, f"YAML reads {text} as the octal number {octal}; write {octal}, or {text!r} for text")
+    if node.tag in (_INT, _FLOAT) and _GROUPED.search(text):
+        raise _fault(path, node, f"YAML reads {text} as a number, but not everywhere; write the digits alone")
     if node.tag in (_INT, _FLOAT) and ":" in text:
         raise _fault(path, node, f"YAML reads {text} as a number to base 60; write {text!r} in quotes, or the number")
     if node.tag == _TIMESTAMP:

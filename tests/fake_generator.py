@@ -18,12 +18,19 @@ class FakeGenerator:
     dtype = "float32"
 
     def __init__(
-        self, *, size: int = 12, memory: int = 10**9, fail_after: int | None = None, start: float | None = None
+        self,
+        *,
+        size: int = 12,
+        memory: int = 10**9,
+        fail_after: int | None = None,
+        start: float | None = None,
+        reads: int = 10**9,
     ):
         self.batches: list[tuple[list[str], list[int]]] = []
         self.blank: set[int] = set()  # numbers of drawn images that come out constant
         self.not_finite: set[int] = set()
         self._size, self._memory, self._fail_after, self._start = size, memory, fail_after, start
+        self._reads = reads  # characters of a prompt
         self._lock = threading.Lock()
 
     @property
@@ -53,6 +60,10 @@ class FakeGenerator:
             if first + number in self.not_finite:
                 images[number, 0, 0, 0] = np.nan
         return images
+
+    def read(self, prompt: str) -> str:
+        """See `Generator.read`."""
+        return prompt[: self._reads]
 
     def _draw(self, prompt: str, seed: int) -> NDArray[np.float32]:
         random = np.random.default_rng([seed, len(prompt)])

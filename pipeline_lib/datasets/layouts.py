@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline_lib.datasets.own_data import sub_folders
 from pipeline_lib.errors import UserError
+from pipeline_lib.paths import sub_folders
 
 _DEPTH = 2  # folders below the root in which a part is looked for
 

@@ -18,10 +18,18 @@ from typing import Any, NamedTuple
 from pipeline_lib.config import Config
 from pipeline_lib.datasets.fingerprints import raw_fingerprint
 from pipeline_lib.datasets.names import check_names
-from pipeline_lib.datasets.own_data import DATA_SUFFIXES, IMAGE_SUFFIXES, parquet_files, parquet_rows, sub_folders
+from pipeline_lib.datasets.own_data import (
+    DATA_SUFFIXES,
+    IMAGE_SUFFIXES,
+    UNREAD_SUFFIXES,
+    named_images,
+    parquet_files,
+    parquet_rows,
+)
 from pipeline_lib.datasets.registry import Dataset, HuggingFace, Split, official_names
-from pipeline_lib.digests import DigestCache, files_below
+from pipeline_lib.digests import DigestCache
 from pipeline_lib.errors import UserError
+from pipeline_lib.paths import files_below, sub_folders
 
 
 class Recipe(NamedTuple):
@@ -42,8 +50,13 @@ def recipe_of(definition: Dataset, split: Split, config: Config, digests: Digest
     expected = definition.n_images.get(split)
     try:
         source, location, found = _source(definition, split, config, digests)
-    except (ValueError, OSError) as error:  # files that were there when the configuration was read
+    except ValueError as error:
         raise UserError(f"{definition.name}: {error}") from None
+    except OSError as error:  # gone since the configuration was read, or of another user
+        raise UserError(
+            f"{definition.name}: {error.filename} cannot be read: {error.strerror}; put it there, or give this user "
+            f"the permission to read it"
+        ) from None
     if None not in (expected, found) and expected != found:
         raise UserError(
             f"{definition.name}: {found} {split} images are there, n_images.{split} says {expected}; mend the one or "
@@ -130,12 +143,22 @@ def _own_parquet(
         files = parquet_files(definition.train_parquet or "", where, key)
         location = {"files": [str(file) for file in files], "test": location}
     n_rows = None if definition.subset else sum(parquet_rows(file, where, key) for file in files)
+    if n_rows == 0:
+        raise ValueError(f"{where}.{key}: {', '.join(map(str, files[:5]))} hold no rows; name files with images")
     root = Path(os.path.commonpath([file.parent for file in files]))
-    return {"parquet": digests.files(root, files), **labels}, location, n_rows
+    spec = {"parquet": digests.files(root, files), **labels}
+    if named := sorted({image for file in files for image in named_images(file, definition.image_column, where, key)}):
+        spec["named_images"] = digests.files(root, named)
+    return spec, location, n_rows
 
 
 def _images_of_class(folder: Path) -> list[Path]:
-    files = files_below(folder, IMAGE_SUFFIXES)
+    files = files_below(folder, IMAGE_SUFFIXES | UNREAD_SUFFIXES)
+    if unread := [file for file in files if file.suffix.lower() in UNREAD_SUFFIXES]:
+        raise ValueError(
+            f"{len(unread)} pictures in {folder} are in a format that is not read, as {unread[0].name}; convert them "
+            f"to PNG or JPEG, or remove them"
+        )
     if not files:
         raise ValueError(f"no images in {folder}; put some there, or leave the class out")
     return files

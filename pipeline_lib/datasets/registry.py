@@ -16,9 +16,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from pipeline_lib import shipped
 from pipeline_lib.datasets.layouts import LAYOUTS
-from pipeline_lib.datasets.own_data import parquet_files, parquet_labels, sub_folders
-from pipeline_lib.digests import check_path, is_folder
+from pipeline_lib.datasets.own_data import parquet_files, parquet_labels
 from pipeline_lib.errors import UserError
+from pipeline_lib.paths import check_path, is_folder, sub_folders
 from pipeline_lib.yaml_files import misread, shortened
 
 Rendering = Literal["objects", "fine_grained", "low_resolution", "sketch", "rendition", "scene"]
@@ -87,8 +87,8 @@ class Dataset(BaseModel):
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9_]{1,40}$")]
     """Lower-case letters, digits and underscores: it becomes a folder name."""
-    task: str = "own"
-    """Kind of task, as in the paper's Table 1."""
+    task: Annotated[str, Field(pattern=r"^\w[\w -]{0,39}$")] = "own"
+    """Kind of task, as in the paper's Table 1: a cell of the tables."""
     class_names: list[str]
     """Class names without articles, in the order of the class indices. Data, never paths."""
     class_folders: list[str] | None = None
@@ -103,7 +103,7 @@ class Dataset(BaseModel):
     """Basic prompt of the generator; `{}` is the class name."""
     sentence_template: str
     """Language-enhancement prompt; `{}` is the generated sentence, which has its own article ("a sneaker on ...")."""
-    keywords: list[str] = []
+    keywords: list[Annotated[str, Field(max_length=MAX_CLASS_NAME)]] = []
     """Words handed to the word-to-sentence model with the class name (the concept set of CommonGen)."""
     fashion_mnist: Rendering | None = None
     """Images: a rendering of Fashion-MNIST."""

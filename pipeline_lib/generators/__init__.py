@@ -35,6 +35,10 @@ class Generator(Protocol):
         """
         ...
 
+    def read(self, prompt: str) -> str:
+        """What the text encoder reads of a prompt: all of it, or the beginning that fits into its positions."""
+        ...
+
 
 def load_generator(
     model: str, revision: str | None, settings: Mapping[str, Any], *, device: str, compile: bool

@@ -15,6 +15,7 @@ from pipeline_lib.errors import UserError
 from pipeline_lib.generators.folders import PipelineFolder
 from pipeline_lib.generators.image_to_image import ImageToImage
 from pipeline_lib.generators.loading import load_pipeline
+from pipeline_lib.generators.reading import pipeline_limits, read_part
 from pipeline_lib.generators.real_guidance import as_images, checked, start_of
 from pipeline_lib.generators.sampling import guidance, sampling_arguments, set_scheduler
 from pipeline_lib.generators.text import TextEncoder
@@ -46,6 +47,7 @@ class LatentDiffusion:
         self._size = settings["height"], settings["width"]
         guided = guidance(self._pipeline, settings).is_classifier_free
         self._text = TextEncoder(self._pipeline, settings["negative_prompt"] if guided else None)
+        self._limits = list(pipeline_limits(self._pipeline))
         self._pipeline.to(self.device)
         self._start = start_of(settings)
         self._guided: ImageToImage | None = None
@@ -84,6 +86,10 @@ class LatentDiffusion:
                     f"another multiple of what it works in"
                 )
         return images
+
+    def read(self, prompt: str) -> str:
+        """See `Generator.read`."""
+        return read_part(self._limits, prompt)
 
     def _random_state(self) -> list[bytes]:
         """The state of torch's own random generators, which no image may be drawn from."""

@@ -14,6 +14,7 @@ from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
 from pipeline_lib.errors import UserError
+from pipeline_lib.foreign_code import refuse_code
 from pipeline_lib.generators.folders import KEY, Component, PipelineFolder
 from pipeline_lib.generators.glide.pipeline import GlidePipeline
 
@@ -48,6 +49,7 @@ def load_pipeline(folder: PipelineFolder, dtype: torch.dtype) -> DiffusionPipeli
         warnings.simplefilter("ignore", FutureWarning)  # of names that the installed versions still know
         for component in folder.components():
             _require_library(component)
+            refuse_code(component.folder, KEY)
         for component in folder.models():
             if component.library in _LIBRARIES:
                 arguments[component.name] = _load_model(component, dtype)

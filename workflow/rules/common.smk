@@ -10,8 +10,6 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-sys.path.insert(0, str(workflow.basedir))
-
 from pipeline_lib import devices, timings
 from pipeline_lib.config import load_config
 from pipeline_lib.errors import UserError
@@ -21,11 +19,8 @@ from pipeline_lib.plan import Plan
 from pipeline_lib.presence import clear_remains, clear_unreadable
 from pipeline_lib.readiness import not_here_yet, require_ready
 from pipeline_lib.store import remove_abandoned
-from pipeline_lib.yaml_files import read_yaml
 
 try:
-    for file in workflow.configfiles:  # Snakemake has read it; this refuses what YAML lets slip, such as a key twice
-        read_yaml(Path(file))
     PLAN = Plan(load_config(config, source=" + ".join(map(str, workflow.configfiles))))
 except UserError as error:
     raise WorkflowError(str(error)) from None

@@ -7,9 +7,9 @@ import numpy as np
 
 from pipeline_lib.datasets.loaders.matlab import load_matlab
 from pipeline_lib.datasets.loaders.split import RealSplit, of_files, read_lines, read_table
-from pipeline_lib.datasets.own_data import IMAGE_SUFFIXES, sub_folders
-from pipeline_lib.digests import files_below
+from pipeline_lib.datasets.own_data import IMAGE_SUFFIXES
 from pipeline_lib.errors import UserError
+from pipeline_lib.paths import files_below, sub_folders
 
 Parts = dict[str, Path]
 

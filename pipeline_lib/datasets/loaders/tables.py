@@ -11,8 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline_lib.datasets.loaders.split import Raw, RealSplit
-from pipeline_lib.datasets.own_data import class_label_names
+from pipeline_lib.datasets.own_data import class_label_names, column_fault, image_beside, image_name
 from pipeline_lib.errors import UserError
+from pipeline_lib.paths import kind_of
+from pipeline_lib.yaml_files import shortened
 
 
 def parquet(files: Sequence[Path], image_column: str, label_column: str) -> RealSplit:
@@ -25,9 +27,9 @@ def parquet(files: Sequence[Path], image_column: str, label_column: str) -> Real
             schema, metadata = pq.read_schema(file), pq.read_metadata(file)
         except (pa.ArrowException, OSError) as error:
             raise UserError(f"{file} is no Parquet file that can be read: {error}; write it again") from None
-        absent = [column for column in (image_column, label_column) if column not in schema.names]
-        if absent:
-            raise UserError(f"{file} has no column {absent[0]!r}; it has {', '.join(map(repr, schema.names))}")
+        for column in (image_column, label_column):
+            if fault := column_fault(schema, column):
+                raise UserError(f"{file} {fault}")
         names = class_label_names(schema, label_column)
         labels += [
             _label(value, names) for value in pq.read_table(file, columns=[label_column])[label_column].to_pylist()
@@ -48,7 +50,9 @@ def parquet(files: Sequence[Path], image_column: str, label_column: str) -> Real
         group, row = places[index]
         with lock:
             value = images_of(group)[row].as_py()
-        return _encoded(value, groups[group][0].parent)
+        if (name := image_name(value)) is not None:
+            return image_beside(groups[group][0], name).read_bytes()
+        return _bytes_of(value)
 
     return RealSplit(
         labels=labels,
@@ -78,7 +82,9 @@ def hugging_face(
     def read(index: int) -> Raw:
         with lock:
             value = encoded[index][image_column]
-        return _encoded(value, Path(source))
+        if (name := image_name(value)) is not None:
+            return _image_of_loaded(Path(source), name).read_bytes()
+        return _bytes_of(value)
 
     return RealSplit(
         labels=labels,
@@ -113,13 +119,23 @@ def _label(value: Any, names: Sequence[str] | None) -> str:
     return str(value)
 
 
-def _encoded(value: Any, folder: Path) -> bytes:
-    """The bytes of a table's image, from whatever form it has there. Raises ValueError for none of them."""
-    if isinstance(value, bytes):
-        return value
-    if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
-        return bytes(value["bytes"])
-    path = value.get("path") if isinstance(value, dict) else value
-    if isinstance(path, str):
-        return (folder / path).read_bytes()
-    raise ValueError(f"neither bytes nor a path, but {type(value).__name__}")
+def _image_of_loaded(source: Path, name: str) -> Path:
+    """The file of an image that `datasets` names by its path: in the data set's folder, or what was downloaded or
+    unpacked from it. Raises ValueError for one that lies elsewhere, and for what is no file."""
+    from datasets.config import DOWNLOADED_DATASETS_PATH, HF_DATASETS_CACHE
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    path, caches = source / name, (HF_DATASETS_CACHE, DOWNLOADED_DATASETS_PATH, HF_HUB_CACHE)
+    if not any(path.resolve().is_relative_to(Path(folder).resolve()) for folder in (source, *caches)):
+        raise ValueError(f"{shortened(name)} leads out of the data set's folder; put the images there")
+    if not path.is_file():
+        raise ValueError(f"{shortened(name)} is {kind_of(path)}; put the image there")
+    return path
+
+
+def _bytes_of(value: Any) -> bytes:
+    """The bytes of a table's image, from either form that it may have. Raises ValueError for others."""
+    content = value.get("bytes") if isinstance(value, dict) else value
+    if isinstance(content, bytes):
+        return content
+    raise ValueError(f"neither bytes nor a path, but {type(content).__name__}")

@@ -13,6 +13,7 @@ from pipeline_lib.devices import memory_errors, resolve
 from pipeline_lib.errors import UserError
 from pipeline_lib.generators.folders import PipelineFolder
 from pipeline_lib.generators.glide.pipeline import GlidePipeline, Reference
+from pipeline_lib.generators.glide.tokens import text_limit
 from pipeline_lib.generators.latent_diffusion import fastest_dtype
 from pipeline_lib.generators.loading import load_pipeline
 from pipeline_lib.generators.real_guidance import Grid, as_images, checked, prepare_all, start_of
@@ -62,6 +63,10 @@ class Glide:
             reference=reference,
         ).images
         return images
+
+    def read(self, prompt: str) -> str:
+        """See `Generator.read`."""
+        return text_limit(self._pipeline.tokenizer, self._pipeline.text_encoder.config.context).read(prompt)
 
 
 def _prepared(references: Sequence[Image.Image], unet: UNet2DConditionModel) -> NDArray[np.float32]:

@@ -1,9 +1,7 @@
 """GLIDE's tokens: GPT-2's byte-pair encoding of the lower-cased text (original: `tokenizer/bpe.py`)."""
 
-import logging
 import re
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -11,9 +9,9 @@ from transformers import GPT2Tokenizer
 
 from pipeline_lib.errors import UserError
 from pipeline_lib.generators.glide import TOKENIZER, TOKENIZER_REVISION
+from pipeline_lib.generators.reading import TextLimit
 from pipeline_lib.hub import hub_folder
 
-log = logging.getLogger(__name__)
 _VOCABULARY, _MERGES = "vocab.json", "merges.txt"
 
 
@@ -46,25 +44,29 @@ def _hub_folder(source: str, revision: str | None) -> Path:
     return hub_folder(source, revision, [_MERGES], key="--tokenizer")
 
 
-@lru_cache(maxsize=4096)  # both models encode a prompt, and batches repeat it
-def _warn_once(text: str, tokens: int, context: int) -> None:
-    log.warning("a prompt of %d tokens is cut to the %d that GLIDE reads: %r", tokens, context, text)
+def text_limit(tokenizer: GPT2Tokenizer, context: int) -> TextLimit:
+    """How much of a text fits into `context` positions."""
+    return TextLimit(lambda text: len(_tokens(tokenizer, text)), context)
+
+
+def _tokens(tokenizer: GPT2Tokenizer, text: str) -> list[int]:
+    # A special token's name within a text is text.
+    found: list[int] = tokenizer.encode(
+        text.lower(), add_special_tokens=False, split_special_tokens=True, verbose=False
+    )
+    return found
 
 
 def encode(tokenizer: GPT2Tokenizer, texts: Sequence[str], context: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Token numbers, int64 [N, context], and where they are text, bool [N, context].
 
-    No token marks begin or end; behind the text stands the vocabulary's last token. What does not fit is cut off, with
-    a warning.
+    No token marks begin or end; behind the text stands the vocabulary's last token. What does not fit is cut off (see
+    `text_limit`).
     """
     numbers = torch.full((len(texts), context), len(tokenizer) - 1)
     is_text = torch.zeros(len(texts), context, dtype=torch.bool)
     for row, text in enumerate(texts):
-        # A special token's name within a text is text.
-        found = tokenizer.encode(text.lower(), add_special_tokens=False, split_special_tokens=True)
-        if len(found) > context:
-            _warn_once(text, len(found), context)
-        kept = found[:context]
+        kept = _tokens(tokenizer, text)[:context]
         numbers[row, : len(kept)] = torch.tensor(kept, dtype=torch.int64)
         is_text[row, : len(kept)] = True
     return numbers, is_text

@@ -1,0 +1,18 @@
+# The configuration's files, looked at before Snakemake reads params.yaml: what YAML lets slip is refused (a key twice, an
+# alias that multiplies), and so is a template, whose Python Snakemake would run. It has read overlays by now.
+
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+sys.path.insert(0, str(workflow.basedir))
+
+from pipeline_lib.errors import UserError
+from pipeline_lib.yaml_files import read_yaml
+
+try:
+    for file in (*workflow.configfiles, "params.yaml"):
+        read_yaml(Path(file))
+except UserError as error:
+    raise WorkflowError(str(error)) from None
