@@ -108,6 +108,24 @@ def show(
 
 
 @app.command(rich_help_panel="Store")
+def files(
+    path: Annotated[Path, typer.Argument(help="A table, a figure or a contact sheet of the results folder.")],
+    stage: Annotated[list[str] | None, typer.Option(help="Only what this stage makes. May be given again.")] = None,
+    params: ParamsOption = Path("params.yaml"),
+    overlay: OverlayOption = None,
+) -> None:
+    """Print the files and folders of the store that a result rests on, whether they are here or not: what to pull."""
+    from pipeline_lib.lineage import fewest_paths, of_stages, planned_result, sources
+    from pipeline_lib.plan import Plan
+
+    planned = Plan(_config(params, overlay or []))
+    planned.require_models()
+    wanted = of_stages(sources(planned_result(path, planned), planned), stage or [])
+    for name in fewest_paths(wanted, planned.reached()):
+        print(planned.store.path(name))
+
+
+@app.command(rich_help_panel="Store")
 def verify(
     store: StoreOption = Path("store"),
     results: ResultsOption = Path("results"),
