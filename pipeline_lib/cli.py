@@ -158,6 +158,29 @@ def verify(
 
 
 @app.command(rich_help_panel="Store")
+def objects(
+    folders: Annotated[list[Path], typer.Argument(help="A DVC remote that is a folder, or a cache (.dvc/cache).")],
+    remove: Annotated[bool, typer.Option(help="Remove them, so that dvc push and dvc pull bring them again.")] = False,
+) -> None:
+    """Hash the objects of DVC remotes and caches again; name those that are not whole, which DVC does not notice."""
+    from pipeline_lib.dvc_objects import damaged_objects, remove_objects
+
+    damaged = {folder: damaged_objects(folder) for folder in folders}
+    for folder, paths in damaged.items():
+        for path in paths:
+            print(f"damaged: {path}")
+        if remove:
+            remove_objects(folder, paths)
+    n_damaged = sum(map(len, damaged.values()))
+    print(f"{n_damaged} objects damaged")
+    if n_damaged and remove:
+        print("Removed. Where the files are whole: dvc push. Where they are wanted: make restore.")
+    elif n_damaged:
+        print("Run again with --remove; then dvc push where the files are whole, make restore where they are wanted.")
+        raise typer.Exit(1)
+
+
+@app.command(rich_help_panel="Store")
 def gc(
     params: ParamsOption = Path("params.yaml"),
     overlay: Annotated[

@@ -235,7 +235,9 @@ def test_a_pickle_of_weights_is_read_without_running_code(tiny_models: dict[str,
             return Path.touch, (tmp_path / "it ran",)
 
     torch.save({"weights": Payload()}, folder / "pytorch_model.bin")
-    with pytest.raises(UserError, match=r"models\.sentences.*could run code, so it was not read; use a safetensors file"):
+    with pytest.raises(
+        UserError, match=r"models\.sentences.*could run code, so it was not read; use a safetensors file"
+    ):
         SentenceModel(str(folder), None, 64, "cpu")
     assert not (tmp_path / "it ran").exists()
 
