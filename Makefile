@@ -39,7 +39,7 @@ lint: install
 # After a clone: the versions that dvc.lock names, all of them whole, and nothing to recompute. DVC takes what it finds in
 # the remote on trust, so everything is hashed.
 restore: install
-	@dvc pull || { dvc remote list; echo "This remote did not give all that dvc.lock names: $(REMOTES)"; exit 1; } >&2
+	@dvc pull || { COLUMNS=999 dvc remote list; echo "This remote did not give all that dvc.lock names: $(REMOTES)"; exit 1; } >&2
 	@dvc status --quiet || { dvc status; exit 1; } >&2
 	@python -m pipeline_lib verify || { echo "The remote holds files that are not whole: $(REMOTES)"; exit 1; } >&2
 	@snakemake --cores all --touch --quiet all
@@ -55,7 +55,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	@echo "Installing torch, diffusers, snakemake, dvc ... (about 6 GB, a few minutes)"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[models,data,workflow,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[models,data,workflow,s3,dev]"
 	touch $@
 
 clean:

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from small_project import REPOSITORY, SHAPES, changed, draw_shapes, fake_models, own_dataset, planned, small_params
 
-from pipeline_lib.store import Artifact, Store
+from pipeline_lib.store import Artifact, Store, read_record
 
 LARGE_CLASS, LARGE = (
     "red/square",
@@ -131,22 +131,22 @@ def make_project(folder: Path) -> Clone:
     own.mkdir(exist_ok=True)
     (own / "aws").touch()
     (own / "gitconfig").write_text("[user]\nname = A\nemail = a@example.org\n[init]\ndefaultBranch = main\n")
-    with chdir(folder):
-        params = _params()
-    finish(project, params)
+    finish(folder, all_tables(folder))
     project.do("git", "init", "--quiet")
     project.do("dvc", "commit", "--force", "--quiet")
     project.commit("all tables")
     return project
 
 
-def _params() -> dict[str, Any]:
-    """Every table and figure, of as few artifacts as that takes; models and images in the working folder."""
-    draw_shapes(Path("test"), 2)
-    draw_shapes(Path("train"), 4, seed=1)
+def all_tables(folder: Path) -> dict[str, Any]:
+    """params.yaml of every table and figure, of as few artifacts as that takes; models and images in `folder`."""
+    with chdir(folder):
+        draw_shapes(Path("test"), 2)
+        draw_shapes(Path("train"), 4, seed=1)
+        params = small_params(fake_models(Path("models")), Path("test"))
     shapes = {name: SHAPES[name] for name in (LARGE_CLASS, "grüne Fläche")}
     return changed(
-        small_params(fake_models(Path("models")), Path("test")),
+        params,
         own_datasets={"shapes": {**own_dataset(Path("test"), shapes), "train_folder": "train"}},
         images__per_shard=4,
         few_shot__datasets=["shapes"],
@@ -157,10 +157,10 @@ def _params() -> dict[str, Any]:
     )
 
 
-def finish(project: Clone, params: dict[str, Any]) -> None:
-    """Write `params` as params.yaml and "make" what they ask for and is not there."""
-    (project.folder / "params.yaml").write_text(yaml.safe_dump(params, allow_unicode=True), encoding="utf-8")
-    with chdir(project.folder):
+def finish(folder: Path, params: dict[str, Any]) -> None:
+    """Write `params` as params.yaml in `folder`, and "make" what they ask for and is not there."""
+    (folder / "params.yaml").write_text(yaml.safe_dump(params, allow_unicode=True), encoding="utf-8")
+    with chdir(folder):
         plan = planned(params)
         results = {artifact.path: Path(name) for name, artifact in plan.results().items()}
         for job in plan.jobs.values():
@@ -186,3 +186,16 @@ def _content(artifact: Artifact) -> bytes:
     """Bytes of its own for each artifact; one class's shards are large."""
     large = artifact.spec["stage"] == "images" and artifact.spec.get("class_name") == LARGE_CLASS
     return random.Random(artifact.key).randbytes(LARGE if large else 300)
+
+
+def made_from(folder: Path, result: str) -> set[str]:
+    """What the records say that a result was made from, at any remove: paths relative to the store."""
+    with chdir(folder):
+        todo, found = [result], set[str]()
+        while todo:
+            record = read_record(Path(path := todo.pop())) or read_record(Path("store", path))
+            assert record is not None, path
+            parents = {entry.path for entry in record.inputs}.union(record.spec.get("members", ()))
+            todo += parents - found
+            found |= parents
+    return found
