@@ -30,9 +30,7 @@ def planned_result(path: Path, plan: Plan) -> Artifact:
 def sources(result: Artifact, plan: Plan) -> set[str]:
     """Paths (relative to the store) of all that must be there for `result` to need no job: units, and the sets that
     made them."""
-    jobs = plan.jobs.values()
-    artifacts = {artifact.path: artifact for job in jobs for artifact in (job, *job.members)}
-    set_of = {unit.path: job.path for job in jobs for unit in job.members}
+    artifacts = {artifact.path: artifact for job in plan.jobs.values() for artifact in (job, *job.members)}
     found: set[str] = set()
     todo = [*result.inputs, *result.after]
     while todo:
@@ -41,7 +39,6 @@ def sources(result: Artifact, plan: Plan) -> set[str]:
             found.add(path)
             artifact = artifacts[path]
             todo += [*artifact.inputs, *artifact.after, *(unit.path for unit in artifact.members)]
-            todo += [set_of[path]] if path in set_of else []
     return found
 
 
