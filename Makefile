@@ -36,11 +36,14 @@ test: install
 lint: install
 	ruff check . && ruff format --check . && mypy && snakefmt --check Snakefile workflow
 
-# After a clone: the versions that dvc.lock names, and nothing to recompute.
+# After a clone: the versions that dvc.lock names, all of them whole, and nothing to recompute. DVC takes what it finds in
+# the remote on trust, so everything is hashed.
 restore: install
-	dvc pull
-	dvc status
-	snakemake --cores all --touch --quiet all
+	@dvc pull || { COLUMNS=999 dvc remote list; echo "This remote did not give all that dvc.lock names: $(REMOTES)"; exit 1; } >&2
+	@dvc status --quiet || { dvc status; exit 1; } >&2
+	@python -m pipeline_lib verify || { echo "The remote holds files that are not whole: $(REMOTES)"; exit 1; } >&2
+	@snakemake --cores all --touch --quiet all
+restore: REMOTES = see README.md, Versions of the images
 
 miniature_models: install
 	snakemake --cores all -- miniature_models
@@ -52,7 +55,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	@echo "Installing torch, diffusers, snakemake, dvc ... (about 6 GB, a few minutes)"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[models,data,workflow,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[models,data,workflow,s3,dev]"
 	touch $@
 
 clean:

@@ -105,6 +105,24 @@ def show(
 
 
 @app.command(rich_help_panel="Store")
+def files(
+    path: Annotated[Path, typer.Argument(help="A table, a figure or a contact sheet of the results folder.")],
+    stage: Annotated[list[str] | None, typer.Option(help="Only what this stage makes. May be given again.")] = None,
+    params: ParamsOption = Path("params.yaml"),
+    overlay: OverlayOption = None,
+) -> None:
+    """Print the files and folders of the store that a result rests on, whether they are here or not: what to pull."""
+    from pipeline_lib.lineage import fewest_paths, of_stages, planned_result, sources
+    from pipeline_lib.plan import Plan
+
+    planned = Plan(_config(params, overlay or []))
+    planned.require_models()
+    wanted = of_stages(sources(planned_result(path, planned), planned), stage or [])
+    for name in fewest_paths(wanted, planned.reached()):
+        print(planned.store.path(name))
+
+
+@app.command(rich_help_panel="Store")
 def verify(
     store: StoreOption = Path("store"),
     results: ResultsOption = Path("results"),
@@ -133,6 +151,29 @@ def verify(
     if weights:
         print("Weights cannot be made again by a run: fetch them again (git checkout -- FILE).")
     if weights or (damaged and not remove):
+        raise typer.Exit(1)
+
+
+@app.command(rich_help_panel="Store")
+def objects(
+    folders: Annotated[list[Path], typer.Argument(help="A DVC remote that is a folder, or a cache (.dvc/cache).")],
+    remove: Annotated[bool, typer.Option(help="Remove them, so that dvc push and dvc pull bring them again.")] = False,
+) -> None:
+    """Hash the objects of DVC remotes and caches again; name those that are not whole, which DVC does not notice."""
+    from pipeline_lib.dvc_objects import damaged_objects, remove_objects
+
+    damaged = {folder: damaged_objects(folder) for folder in folders}
+    for folder, paths in damaged.items():
+        for path in paths:
+            print(f"damaged: {path}")
+        if remove:
+            remove_objects(folder, paths)
+    n_damaged = sum(map(len, damaged.values()))
+    print(f"{n_damaged} objects damaged")
+    if n_damaged and remove:
+        print("Removed. Where the files are whole: dvc push. Where they are wanted: make restore.")
+    elif n_damaged:
+        print("Run again with --remove; then dvc push where the files are whole, make restore where they are wanted.")
         raise typer.Exit(1)
 
 

@@ -122,6 +122,14 @@ class Plan(Graph):
             for name in self.config.tables.table2_datasets:
                 yield from ((name, strategy) for strategy in ("basic", "language_enhancement"))
 
+    def results(self) -> dict[str, Artifact]:
+        """Tables, figures and contact sheets by path, results folder included."""
+        folder = self.config.results
+        sheets = sorted({pair for table in self.tables for pair in self.sample_sheets(table)})
+        return {f"{folder}/{name}.csv": table for name, table in self.tables.items()} | {
+            f"{folder}/samples/{dataset}.{kind}.png": self.samples(dataset, kind) for dataset, kind in sheets
+        }
+
     # --- synthetic images ---------------------------------------------------------------------------------------------
 
     @once

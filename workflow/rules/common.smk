@@ -115,9 +115,8 @@ onstart:
 
 def outdated_results():
     """Results that are there but not made by this configuration, because nobody asked for them."""
-    planned = {f"{RESULTS}/{name}.csv": table for name, table in PLAN.tables.items()}
-    planned |= {f"{RESULTS}/samples/{sheet}.png": job for sheet, job in SAMPLE_JOBS.items()}
-    return [path for path, job in planned.items() if Path(path).exists() and not PLAN.store.is_current(Path(path), job)]
+    planned = PLAN.results().items()
+    return [path for path, job in planned if Path(path).exists() and not PLAN.store.is_current(Path(path), job)]
 
 
 onsuccess:
