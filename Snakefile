@@ -6,7 +6,10 @@
 # Paths carry the key of what made the artifact, computed from params.yaml when the graph is planned (rules/common.smk).
 
 
-configfile: "params.yaml"
+# A job of a cluster gets the configuration that its run was started with: see onstart in rules/common.smk.
+if workflow.is_main_process:
+
+    configfile: "params.yaml"
 
 
 include: "workflow/rules/common.smk"

@@ -12,9 +12,10 @@ from snakemake.exceptions import WorkflowError
 
 sys.path.insert(0, str(workflow.basedir))
 
-from pipeline_lib import devices, timings
+from pipeline_lib import devices, slurm, timings
 from pipeline_lib.config import load_config
 from pipeline_lib.errors import UserError
+from pipeline_lib.handover import hand_over
 from pipeline_lib.images import ENCODING_THREADS
 from pipeline_lib.model_cards import require_intact
 from pipeline_lib.plan import Plan
@@ -24,14 +25,17 @@ from pipeline_lib.store import remove_abandoned
 from pipeline_lib.yaml_files import read_yaml
 
 try:
-    for file in workflow.configfiles:  # Snakemake has read it; this refuses what YAML lets slip, such as a key twice
-        read_yaml(Path(file))
+    if workflow.is_main_process:
+        # Snakemake has read them; this refuses what YAML lets slip, such as a key twice.
+        for file in workflow.configfiles:
+            read_yaml(Path(file))
     PLAN = Plan(load_config(config, source=" + ".join(map(str, workflow.configfiles))))
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
-for message in not_here_yet(PLAN):  # a dry run goes on
-    print(f"Not here yet: {message}", file=sys.stderr)
+if workflow.is_main_process:
+    for message in not_here_yet(PLAN):  # a dry run goes on
+        print(f"Not here yet: {message}", file=sys.stderr)
 
 STORE = PLAN.config.store
 RESULTS = PLAN.config.results
@@ -97,6 +101,13 @@ def require_gpu():
         devices.require("cuda")
 
 
+def require_queue():
+    """Raises `UserError` where the queue that is to run the jobs would not tell how they end."""
+    if workflow.executor_plugin.name == "slurm":
+        settings = workflow.executor_settings
+        slurm.require_answers(settings.status_command, settings.init_seconds_before_status_checks)
+
+
 def artifacts_to_make():
     """The artifacts whose jobs this run starts; what was not asked for needs neither data nor disk."""
     keys = {job.wildcards_dict.get("key") for job in workflow.dag.needrun_jobs()}
@@ -108,9 +119,12 @@ onstart:
         require_intact(PLAN.config.models)
         require_ready(PLAN, artifacts_to_make())
         require_gpu()
+        require_queue()
         PLAN.store.write_specs(PLAN.jobs.values())
     except UserError as error:
         raise WorkflowError(str(error)) from None
+    # Snakemake gives these files to the jobs of a cluster: see Snakefile.
+    workflow.config_settings.configfiles = [hand_over(config, Path(".snakemake/configurations"))]
     for folder in (STORE, RESULTS):  # what killed runs left half-written
         remove_abandoned(Path(folder))
 
