@@ -9,17 +9,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline_lib.store import atomic_path
+from pipeline_lib.store import atomic_path, storage_errors
 
 
 def hand_over(values: Mapping[str, Any], folder: Path) -> Path:
     """Write the content of a configuration, overlays merged in, to a file in `folder`; returns its absolute path.
 
     The file is named by its content, so runs that share a folder do not meet. It stays: jobs may outlive their run.
+    Raises `StorageError` where it cannot be written.
     """
     content = json.dumps(values).encode()
     path = (folder / f"{hashlib.sha256(content).hexdigest()[:16]}.json").absolute()
     if not path.exists():
-        with atomic_path(path) as temporary:
+        with storage_errors(folder), atomic_path(path) as temporary:
             temporary.write_bytes(content)
     return path

@@ -1,8 +1,9 @@
-"""Slurm: whether it will tell how jobs end. Snakemake's executor does not ask, and would wait for ever."""
+"""Slurm: what would make every job of a run fail, or the run wait for ever, asked before the first is submitted."""
 
 import re
 import shutil
 import subprocess
+from collections.abc import Iterable
 
 from pipeline_lib.errors import UserError
 
@@ -40,6 +41,18 @@ def require_answers(status_command: str | None, first_look: int) -> None:
     else:
         remedy = _GENERIC
     raise UserError(f"executor: slurm: {what}, so this run would wait for ever; {remedy}")
+
+
+def require_partitions(names: Iterable[str]) -> None:
+    """Raises `UserError` where the cluster has no partition of that name; "a,b" is either of two."""
+    asked = subprocess.run(["sinfo", "--all", "--noheader", "--format=%R"], capture_output=True, text=True, check=False)
+    there = set(asked.stdout.split())
+    for name in dict.fromkeys(part for text in names for part in text.split(",")):
+        if there and name not in there:
+            raise UserError(
+                f"slurm_partition: {name!r} is no partition of this cluster, which has {', '.join(sorted(there))}; "
+                f"name one of these in the config.yaml of the profile"
+            )
 
 
 def _seconds_remembered() -> int:

@@ -147,6 +147,30 @@ def asked(folder: Path, number: str, listing: str) -> str:
 # --- a real cluster ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("says", "tries"), [("E: Could not get lock /var/lib/apt/lists/lock.", 3), ("E: Unable to fetch some archives", 1)]
+)
+def test_the_installation_waits_for_its_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: str, tries: int):
+    """Another apt-get is waited for; what will not pass is said at once."""
+    program = tmp_path / "apt-get"
+    program.write_text(
+        f"#!/bin/sh\necho \"$@\" >> {tmp_path}/calls\n[ -e {tmp_path}/free ] || {{ echo '{says}' >&2; exit 100; }}"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.defpath}")
+    waits: list[float] = []
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 2:
+            (tmp_path / "free").touch()
+
+    monkeypatch.setattr(time, "sleep", wait)
+    with contextlib.nullcontext() if tries > 1 else pytest.raises(cluster.NoClusterError, match=says):
+        cluster.apt_get("update")
+    assert (tmp_path / "calls").read_text() == tries * "update\n"
+
+
 @pytest.fixture(scope="module")
 def slurm() -> Iterator[None]:
     """A running Slurm. Where CI is set there must be one."""
@@ -375,9 +399,30 @@ def test_a_job_gets_a_gpu_where_the_configuration_says_cuda(
     done = project.snakemake("--profile", str(slurm_profile), "--retries", "0", "--", f"{STORE}/{head.path}")
     (job,) = (job for number, job in cluster.jobs(rule="heads").items() if number not in before)
     assert (job["TresPerJob"], job["JobState"]) == ("gres:gpu:1", "FAILED")
-    (log,) = (tmp_path / "logs" / "heads").glob("*.log")
-    assert "device: 'cuda' is asked for" in log.read_text() + done.stderr
-    assert "CUDA_VISIBLE_DEVICES is '0'" in log.read_text() + done.stderr
+    assert done.returncode != 0
+    assert "device: 'cuda' is asked for" in done.stderr  # the job's log is shown
+    assert "CUDA_VISIBLE_DEVICES is '0'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "write slurm-status-command: squeue in the config.yaml"),  # it keeps no account of jobs
+        ({"slurm__status__command": "squeue", "slurm_partition": "long"}, "'long' is no partition of this cluster"),
+    ],
+)
+def test_a_setting_that_does_not_suit_the_cluster_is_named(
+    slurm: None, params: dict[str, Any], tmp_path: Path, changes: dict[str, str], message: str
+):
+    """Before anything is submitted: the run would wait for ever, or each job fail."""
+    project = new_project(tmp_path, params)
+    before = cluster.jobs()
+    done = project.snakemake("--profile", str(site_profile("slurm", tmp_path, **changes)), "--", TABLE1)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert cluster.jobs() == before
+    assert not project.store.exists()
 
 
 def test_dvc_runs_its_stages_through_the_queue(queued: Queued, slurm_profile: Path):
@@ -437,3 +482,24 @@ def test_another_scheduler(queued: Queued, tmp_path: Path, monkeypatch: pytest.M
     assert [job["JobState"] for job in jobs] == ["CANCELLED", "COMPLETED", "COMPLETED"]
     assert [memory_mb(job) for job in jobs] == [4000, 8000, 4000]
     assert [job["TimeLimit"] for job in jobs] == ["01:00:00", "02:00:00", "00:30:00"]
+
+
+def test_slurm_through_the_generic_profile(queued: Queued, tmp_path: Path):
+    """With the lines that the profile's notes give for it: no accounting is needed, jobs say how they end."""
+    project, here = queued.project, queued.here
+    (project.folder / TABLE1).unlink()
+    site = site_profile("cluster-generic", tmp_path, seconds__between__status__checks="1") / "config.yaml"
+    notes = site.read_text(encoding="utf-8")
+    submit = re.search(r"^#   Slurm:(.*(?:\n#     .*)*)", notes, re.MULTILINE)
+    cancel = re.search(r"^# Slurm: (scancel)\n", notes, re.MULTILINE)
+    assert submit is not None and cancel is not None
+    content = yaml.safe_load(notes)
+    content["cluster-generic-submit-cmd"] = " ".join(submit[1].replace("\n#", " ").split())
+    content["cluster-generic-cancel-cmd"] = cancel[1]
+    site.write_text(yaml.safe_dump(content))
+    before = cluster.jobs()
+    done = project.snakemake("--profile", str(site.parent), "--", TABLE1)
+    assert done.returncode == 0, done.stderr[-5000:]
+    assert project.results() == here.results()
+    ((_, job),) = ((number, job) for number, job in cluster.jobs().items() if number not in before)
+    assert (job["JobState"], memory_mb(job), job["TimeLimit"]) == ("COMPLETED", 4000, "00:30:00")

@@ -1,4 +1,4 @@
-"""Whether Slurm will tell how jobs end, asked of programs that answer as those of various clusters do."""
+"""What Slurm is asked before a run starts, put to programs that answer as those of various clusters do."""
 
 from pathlib import Path
 
@@ -77,3 +77,14 @@ def test_a_slurm_that_does_not_answer(programs: Path):
     (programs / "scontrol").write_text("#!/bin/sh\necho 'Unable to contact slurm controller' >&2\nexit 1\n")
     with pytest.raises(UserError, match="Slurm does not answer here: scontrol says 'Unable to contact"):
         slurm.require_answers("squeue", 20)
+
+
+def test_a_partition_that_is_not_there(programs: Path):
+    """Named once, with those that are; else every job would fail, each several times."""
+    (programs / "sinfo").write_text("#!/bin/sh\necho 'main\ngpu'\n")
+    (programs / "sinfo").chmod(0o755)
+    slurm.require_partitions(["main", "gpu,main"])
+    with pytest.raises(
+        UserError, match=r"slurm_partition: 'long' is no partition of this cluster, which has gpu, main"
+    ):
+        slurm.require_partitions(["main", "gpu,long"])

@@ -102,10 +102,12 @@ def require_gpu():
 
 
 def require_queue():
-    """Raises `UserError` where the queue that is to run the jobs would not tell how they end."""
+    """Raises `UserError` where Slurm, which is to run the jobs, would not take them or not tell how they end."""
     if workflow.executor_plugin.name == "slurm":
         settings = workflow.executor_settings
         slurm.require_answers(settings.status_command, settings.init_seconds_before_status_checks)
+        partitions = (job.resources.get("slurm_partition") for job in workflow.dag.needrun_jobs())
+        slurm.require_partitions(str(name) for name in partitions if name)
 
 
 def artifacts_to_make():
@@ -121,10 +123,10 @@ onstart:
         require_gpu()
         require_queue()
         PLAN.store.write_specs(PLAN.jobs.values())
+        if not workflow.local_exec:  # Snakemake passes these files to each job, which reads no other: see Snakefile
+            workflow.config_settings.configfiles = [hand_over(config, Path(".snakemake/configurations"))]
     except UserError as error:
         raise WorkflowError(str(error)) from None
-    # Snakemake gives these files to the jobs of a cluster: see Snakefile.
-    workflow.config_settings.configfiles = [hand_over(config, Path(".snakemake/configurations"))]
     for folder in (STORE, RESULTS):  # what killed runs left half-written
         remove_abandoned(Path(folder))
 
