@@ -213,7 +213,9 @@ def params(tiny_models: dict[str, Any]) -> dict[str, Any]:
     """Table 1 and few-shot recognition with small settings."""
     params = small_params(tiny_models, Path("shapes"), STORE)
     params["own_datasets"]["shapes"]["train_folder"] = "train"
-    return changed(params, prompts__strategy="basic", few_shot__datasets=["shapes"], few_shot__shots=[1])
+    one_shot = {"shots": [1], "real_guidance__starts": [0.5], "coop__epochs": [2], "datasets": ["shapes"]}
+    few_shot = {f"few_shot__{key}": value for key, value in one_shot.items()}
+    return changed(params, prompts__strategy="basic", embeddings__shards_per_job=100, **few_shot)
 
 
 def new_project(folder: Path, params: dict[str, Any]) -> Project:
