@@ -26,7 +26,8 @@ SECONDS_TO_START = 120
 SECONDS_FOR_APT = 600
 SECONDS_BETWEEN_TRIES = 2.0
 # More than the machine has (config_overrides): what jobs ask for is tested, and what they get is small. Two partitions:
-# a job in `urgent` may take the node from jobs in `main`, which go back into the queue.
+# a job in `urgent` may take the node from jobs in `main`, which go back into the queue. Jobs that have ended are
+# remembered for a day: tests ask late.
 SLURM_CONF = """\
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -58,7 +59,7 @@ SwitchType=switch/none
 MailProg=/bin/true
 ReturnToService=2
 JobRequeue=0
-MinJobAge=300
+MinJobAge=86400
 GresTypes=gpu
 NodeName={host} NodeAddr=127.0.0.1 CPUs=32 RealMemory=1000000 Gres=gpu:1 State=UNKNOWN
 PartitionName=main Nodes={host} Default=YES MaxTime=14-00:00:00 State=UP PriorityTier=1

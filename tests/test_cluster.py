@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -348,15 +349,36 @@ def test_through_the_queue_all_is_as_without(queued: Queued):
 def test_every_job_goes_through_the_queue(queued: Queued):
     """With the memory and time of its rule; the small ones in groups; no GPU where the configuration asks for none."""
     jobs = cluster.jobs("COMPLETED")
-    rules = [job.get("Comment", "").split("_wildcards_")[0].removeprefix("rule_") for job in jobs.values()]
-    print(sorted(rules))
+    names = [job["Comment"].split("_wildcards_")[0].removeprefix("rule_") for job in jobs.values() if "Comment" in job]
+    single = Counter(name for name in names if name in rules())
+    assert single == {
+        "prompts": 1,
+        "images": 2,
+        "shots": 1,
+        "real_images": 2,
+        "heads": 1,
+        "embeddings": 4,
+        "classifiers": 1,
+        "few_shot": 2,
+        "batch_norm": 2,
+        "samples": 2,
+        "tables": 2,
+    }
+    assert {name.split("_")[0] for name in names if name not in single} == {"selection", "evaluation"}
     for job in jobs.values():
         assert "TresPerJob" not in job
         assert job["Requeue"] == ("1" if "Comment" in job else "0")  # off on this cluster unless asked for
-    (table,) = list(cluster.jobs("COMPLETED", rule="tables").values())[:1]
-    assert (memory_mb(table), table["TimeLimit"], table["Partition"]) == (4000, "00:30:00", "main")
-    (images,) = list(cluster.jobs("COMPLETED", rule="images").values())[:1]
-    assert (memory_mb(images), images["TimeLimit"]) == (24000, "04:00:00")
+
+
+@pytest.mark.parametrize(
+    ("rule", "memory", "limit", "cpus"),
+    [("tables", 4000, "00:30:00", "1"), ("images", 24000, "04:00:00", "1"), ("real_images", 8000, "02:00:00", "8")],
+)
+def test_a_job_asks_for_what_its_rule_needs(queued: Queued, rule: str, memory: int, limit: str, cpus: str):
+    """The profile's numbers, and as many CPUs as the rule has threads, whatever the machine that submits has."""
+    job = next(iter(cluster.jobs(rule=rule).values()))
+    assert (memory_mb(job), job["TimeLimit"], job["NumCPUs"]) == (memory, limit, cpus)
+    assert job["Partition"] == "main"
 
 
 @pytest.mark.parametrize(

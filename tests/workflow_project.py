@@ -88,7 +88,7 @@ class Project:
             capture_output=True,
             text=True,
             check=False,
-            timeout=900,
+            timeout=1800,
         )
 
 
