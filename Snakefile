@@ -9,7 +9,10 @@
 include: "workflow/rules/configuration.smk"
 
 
-configfile: "params.yaml"
+# A job of a cluster gets the configuration that its run was started with: see onstart in rules/common.smk.
+if workflow.is_main_process:
+
+    configfile: "params.yaml"
 
 
 include: "workflow/rules/common.smk"

@@ -4,20 +4,18 @@ Stages that load a model call `claimed` before the model's module touches CUDA; 
 """
 
 import atexit
+import errno
 import hashlib
 import logging
 import os
 import re
+import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from functools import wraps
-from pathlib import Path
 from typing import ParamSpec, TypeVar
-
-from filelock import FileLock, Timeout
 
 from pipeline_lib.errors import UserError
 
@@ -78,7 +76,7 @@ def require(device: str) -> None:
 
 
 def claimed(device: str) -> str:
-    """`resolve(device)`, on a GPU that no other process of this user has claimed: see `claim`.
+    """`resolve(device)`, on a GPU that no other process of this machine has claimed: see `claim`.
 
     Call it before anything in the process uses CUDA, only when a model is probably going to be loaded, and holding
     nothing that another process may wait for: where all GPUs are taken it waits.
@@ -94,15 +92,16 @@ def claimed(device: str) -> str:
 
 # --- whose turn it is on which GPU ------------------------------------------------------------------------------------
 
-_held: dict[str, FileLock] = {}  # this process's GPU, under its name in CUDA_VISIBLE_DEVICES, as long as it lives
+_held: dict[str, socket.socket] = {}  # this process's GPU, by its name in CUDA_VISIBLE_DEVICES, as long as it lives
 
 
 def claim() -> str | None:
     """Take one free GPU for this process; returns the name that CUDA_VISIBLE_DEVICES now holds.
 
     Among the GPUs that CUDA_VISIBLE_DEVICES names (a cluster's allocation), else among all that nvidia-smi lists; None
-    where there are none, or where they cannot be counted. With more processes than GPUs, waits, and says so in the log.
-    The GPU is held until the process ends, however it ends: a CUDA context cannot move to another GPU.
+    where there are none, or where they cannot be counted. Processes of all users of the machine take turns: with more
+    processes than GPUs, waits, and says so in the log. The GPU is held until the process ends, however it ends: a CUDA
+    context cannot move to another GPU.
     """
     for name in _held:
         return name
@@ -112,16 +111,13 @@ def claim() -> str | None:
     waiting = False
     while True:
         for name, identity in gpus:
-            lock = FileLock(_lock_path(identity))
-            try:
-                lock.acquire(blocking=False)
-            except Timeout:
+            if (lock := _lock(identity)) is None:
                 continue
             _held[name], os.environ[VISIBLE] = lock, name
             log.info("GPU %s is this process's", name)
             return name
         if not waiting:
-            log.info("waiting: other processes have all %d GPUs (locks in %s)", len(gpus), _lock_path("").parent)
+            log.info("waiting: other processes have all %d GPUs (nvidia-smi lists them)", len(gpus))
             waiting = True
         time.sleep(_SECONDS_BETWEEN_TRIES)
 
@@ -129,7 +125,7 @@ def claim() -> str | None:
 def release() -> None:
     """Give the claimed GPU back, if there is one. For a process that has not used it; else its end does so."""
     while _held:
-        _held.popitem()[1].release()
+        _held.popitem()[1].close()
 
 
 atexit.register(release)
@@ -170,10 +166,21 @@ def _listed_by_driver() -> list[str]:
     return uuids
 
 
-def _lock_path(identity: str) -> Path:
-    folder = Path(tempfile.gettempdir()) / f"pipeline_lib-{os.getuid()}" / "gpus"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.lock"
+def _lock(identity: str) -> socket.socket | None:
+    """The lock of a GPU, held until it is closed or this process is gone; None where another process holds it.
+
+    It is a name in Linux's abstract socket namespace, which one process of the machine can have at a time, whoever's it
+    is. Lock files would need a folder that all users may write to, and each file would still belong to one of them.
+    """
+    lock = socket.socket(socket.AF_UNIX)
+    try:
+        lock.bind(f"\0pipeline_lib-gpu-{hashlib.sha256(identity.encode()).hexdigest()[:16]}")
+    except OSError as error:
+        lock.close()
+        if error.errno != errno.EADDRINUSE:
+            raise
+        return None
+    return lock
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------

@@ -22,9 +22,12 @@ PACKAGES = ("slurm-wlm", "slurm-wlm-torque", "munge")  # the second: qsub, qstat
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "srun", "qsub", "qstat")
 CONFIGURATION = Path("/etc/slurm")
 MARK = "# written by tests/cluster.py"
-SECONDS_TO_START = 30
+SECONDS_TO_START = 120
+SECONDS_FOR_APT = 600
+SECONDS_BETWEEN_TRIES = 2.0
 # More than the machine has (config_overrides): what jobs ask for is tested, and what they get is small. Two partitions:
-# a job in `urgent` may take the node from jobs in `main`, which go back into the queue.
+# a job in `urgent` may take the node from jobs in `main`, which go back into the queue. Jobs that have ended are
+# remembered for a day: tests ask late.
 SLURM_CONF = """\
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -56,7 +59,7 @@ SwitchType=switch/none
 MailProg=/bin/true
 ReturnToService=2
 JobRequeue=0
-MinJobAge=300
+MinJobAge=86400
 GresTypes=gpu
 NodeName={host} NodeAddr=127.0.0.1 CPUs=32 RealMemory=1000000 Gres=gpu:1 State=UNKNOWN
 PartitionName=main Nodes={host} Default=YES MaxTime=14-00:00:00 State=UP PriorityTier=1
@@ -79,23 +82,33 @@ def install() -> None:
         return
     if shutil.which("apt-get") is None:
         raise NoClusterError("Slurm is not installed, and there is no apt-get to install it with")
-    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-    for command in (["update"], ["install", "--yes", "--no-install-recommends", *PACKAGES]):
-        done = subprocess.run(["apt-get", *command], env=environment, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise NoClusterError(f"apt-get {command[0]} failed: {done.stderr.strip()[-500:]}")
+    apt_get("update")
+    apt_get("install", "--yes", "--no-install-recommends", *PACKAGES)
     missing = [program for program in PROGRAMS if shutil.which(program) is None]
     if missing:
         raise NoClusterError(f"{', '.join(PACKAGES)} are installed, but there is no {', '.join(missing)}")
 
 
+def apt_get(*command: str) -> None:
+    """Run apt-get, after whoever runs it now. Raises `NoClusterError` where it fails."""
+    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C"}
+    deadline = time.monotonic() + SECONDS_FOR_APT
+    while True:
+        done = subprocess.run(["apt-get", *command], env=environment, capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            return
+        if "Could not get lock" not in done.stderr or time.monotonic() > deadline:
+            raise NoClusterError(f"apt-get {command[0]} failed: {done.stderr.strip()[-500:]}")
+        time.sleep(SECONDS_BETWEEN_TRIES)
+
+
 @contextlib.contextmanager
 def slurm() -> Iterator[None]:
     """A running cluster, empty at first; afterwards its jobs, daemons and files are gone. Raises `NoClusterError`."""
-    install()
     with contextlib.ExitStack() as after:
-        # Ports and /etc/slurm are the machine's.
+        # Packages, ports and /etc/slurm are the machine's.
         after.enter_context(FileLock(Path(tempfile.gettempdir()) / "pipeline_lib-test-cluster.lock"))
+        install()
         if subprocess.run(["scontrol", "ping"], capture_output=True, check=False).returncode == 0:
             raise NoClusterError("this machine belongs to a Slurm cluster already")
         state = Path(after.enter_context(tempfile.TemporaryDirectory(prefix="slurm-", ignore_cleanup_errors=True)))

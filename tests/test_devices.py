@@ -7,31 +7,29 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 import weakref
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from small_project import REPOSITORY, changed
+from small_project import REPOSITORY, changed, planned
+from workflow_project import STORE, Project
 
 from pipeline_lib import devices
 from pipeline_lib.datasets import preparation
 from pipeline_lib.errors import UserError
 
-# Claims a GPU, then writes what it got and when it began and ended to the file named by the first argument.
+CLAIMANTS = REPOSITORY / "tests" / "claimants.py"
+# Claims a GPU, prints its name and holds it for so many seconds.
 HOLDER = """
 import logging, sys, time
 from pipeline_lib.devices import claim
 logging.basicConfig(level=logging.INFO)
-name = claim()
-began = time.monotonic()
-print(name, flush=True)
-time.sleep(float(sys.argv[2]))
-with open(sys.argv[1], "a") as log:
-    log.write(f"{name} {began} {time.monotonic()}\\n")
+print(claim(), flush=True)
+time.sleep(float(sys.argv[1]))
 """
 
 # Makes the set of the units START to STOP in the store named by the first argument, four at a time, as a stage that
@@ -61,16 +59,19 @@ make_set(Artifact("units/sets/all", spec, ".json", members=units), store, make, 
 
 @pytest.fixture(autouse=True)
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A machine of its own: no GPU, no claims; returns the folder in which an `nvidia-smi` can be put."""
+    """A machine without a GPU; returns the folder in which an `nvidia-smi` can be put."""
     programs = tmp_path / "bin"
     programs.mkdir()
     monkeypatch.setenv("PATH", str(programs))
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setenv(devices.VISIBLE, "")  # restored afterwards, whatever a claim sets
     monkeypatch.delenv(devices.VISIBLE)
     yield programs
     devices.release()
+
+
+def new_gpus(number: int) -> list[str]:
+    """Names of simulated GPUs that nobody else on this machine has: claims are the machine's."""
+    return [f"gpu-{uuid.uuid4()}" for _ in range(number)]
 
 
 def install_driver(programs: Path, listing: str) -> None:
@@ -80,14 +81,14 @@ def install_driver(programs: Path, listing: str) -> None:
     program.chmod(0o755)
 
 
-def start(log: Path, seconds: float, **environment: str) -> subprocess.Popen[str]:
+def start(seconds: float, **environment: str) -> subprocess.Popen[str]:
     """A process that holds a GPU for that long."""
-    return start_python(HOLDER, str(log), str(seconds), **environment)
+    return start_python("-c", HOLDER, str(seconds), **environment)
 
 
-def start_python(code: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+def start_python(*arguments: str, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", code, *arguments],
+        [sys.executable, *arguments],
         env={**os.environ, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -130,13 +131,14 @@ def test_an_unknown_device_is_an_error():
             function("tpu")
 
 
-def test_a_gpu_that_torch_cannot_use_is_left_to_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_a_gpu_that_torch_cannot_use_is_left_to_others(monkeypatch: pytest.MonkeyPatch):
     """`auto` falls back to the CPU, and nobody waits for this process."""
-    monkeypatch.setenv(devices.VISIBLE, "first")
+    (gpu,) = new_gpus(1)
+    monkeypatch.setenv(devices.VISIBLE, gpu)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert devices.claimed("auto") == "cpu"
-    other = start(tmp_path / "log", 0)
-    assert other.communicate(timeout=20)[0].strip() == "first"
+    other = start(0)
+    assert other.communicate(timeout=60)[0].strip() == gpu
 
 
 # --- which GPUs there are ---------------------------------------------------------------------------------------------
@@ -185,12 +187,13 @@ def test_one_gpu_has_one_identity(machine: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_clusters_may_number_the_gpus_of_each_job_from_0(machine: Path, monkeypatch: pytest.MonkeyPatch):
     """Two jobs on one machine that see different GPUs, both as number 0, do not wait for each other."""
+    mine, theirs = (f"GPU-{uuid.uuid4()}" for _ in range(2))
     monkeypatch.setenv(devices.VISIBLE, "0")
-    install_driver(machine, "GPU 0: NVIDIA H100 (UUID: GPU-aaaa-1)")
-    holder = start(machine / "log", 60)
+    install_driver(machine, f"GPU 0: NVIDIA H100 (UUID: {theirs})")
+    holder = start(60)
     assert holder.stdout is not None
     assert holder.stdout.readline().strip() == "0"
-    install_driver(machine, "GPU 0: NVIDIA H100 (UUID: GPU-bbbb-2)")
+    install_driver(machine, f"GPU 0: NVIDIA H100 (UUID: {mine})")
     try:
         assert devices.claim() == "0"
     finally:
@@ -208,53 +211,64 @@ def test_without_gpus_there_is_nothing_to_claim():
 
 
 def test_processes_never_share_a_gpu(tmp_path: Path):
-    """Six processes on two GPUs: both are used, and on each one process follows the other."""
-    log = tmp_path / "log"
-    processes = [start(log, 0.3, CUDA_VISIBLE_DEVICES="a,b") for _ in range(6)]
-    for process in processes:
-        assert process.wait(timeout=60) == 0
-        process.communicate()
-    held: dict[str, list[tuple[float, float]]] = {}
-    for line in log.read_text().splitlines():
-        name, began, ended = line.split()
-        held.setdefault(name, []).append((float(began), float(ended)))
-    assert held.keys() == {"a", "b"}
-    assert sum(map(len, held.values())) == 6
-    for times in map(sorted, held.values()):
-        assert all(ended <= began for (_, ended), (began, _) in pairwise(times))
+    """64 processes in waves of 16 on three GPUs, 16 of them killed -9 as holders: none is held twice, none is lost."""
+    gpus = new_gpus(3)
+    processes = start_python(str(CLAIMANTS), "waves", str(tmp_path), CUDA_VISIBLE_DEVICES=",".join(gpus))
+    _, messages = processes.communicate(timeout=300)
+    assert processes.returncode == 0, messages
+    claims = [line.split() for line in (tmp_path / "claims").read_text().splitlines()]
+    assert {how for *_, how in claims} == {"alone"}
+    assert {int(number) for number, *_ in claims} == set(range(64))
+    assert {gpu for _, gpu, _ in claims} == set(gpus)
+    assert len(list((tmp_path / "killed").iterdir())) == 16
 
 
-def test_a_process_that_waits_says_so_and_a_killed_holder_frees_its_gpu(tmp_path: Path):
+def test_users_do_not_share_a_gpu():
+    """What one user's process holds another's waits for, wherever each keeps its temporary files."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to become two users")
+    (gpu,) = new_gpus(1)
+    users = start_python(str(CLAIMANTS), "users", "65533", "65534", CUDA_VISIBLE_DEVICES=gpu)
+    output, messages = users.communicate(timeout=300)
+    assert users.returncode == 0, messages
+    assert output.splitlines() == ["65533 has it", "65534 waits", "65533 ends", "65534 has it"], messages
+
+
+def test_a_process_that_waits_says_so_and_a_killed_holder_frees_its_gpu():
     """Not even kill -9 leaves a GPU taken."""
-    holder = start(tmp_path / "log", 60, CUDA_VISIBLE_DEVICES="only")
+    (gpu,) = new_gpus(1)
+    holder = start(600, CUDA_VISIBLE_DEVICES=gpu)
     assert holder.stdout is not None
-    assert holder.stdout.readline().strip() == "only"
-    waiting = start(tmp_path / "log", 0, CUDA_VISIBLE_DEVICES="only")
-    time.sleep(2)
+    assert holder.stdout.readline().strip() == gpu
+    waiting = start(0, CUDA_VISIBLE_DEVICES=gpu)
+    assert waiting.stderr is not None
+    assert any("waiting: other processes have all 1 GPUs" in line for line in waiting.stderr)
+    time.sleep(2 * devices._SECONDS_BETWEEN_TRIES)
     assert waiting.poll() is None
     holder.send_signal(signal.SIGKILL)
     holder.communicate()
-    output, messages = waiting.communicate(timeout=20)
-    assert output.strip() == "only"
-    assert len(re.findall("waiting: other processes have all 1 GPUs", messages)) == 1
+    output, messages = waiting.communicate(timeout=60)
+    assert output.strip() == gpu
+    assert "waiting" not in messages  # said once
 
 
 def test_jobs_that_share_units_and_a_gpu_both_finish(tmp_path: Path):
     """The one that waits for the GPU locks nothing that the one with the GPU waits for."""
     store = tmp_path / "store"
     store.mkdir()
-    first = start_python(SHARER, str(store), "0", "12", CUDA_VISIBLE_DEVICES="only")
+    (gpu,) = new_gpus(1)
+    first = start_python("-c", SHARER, str(store), "0", "12", CUDA_VISIBLE_DEVICES=gpu)
     jobs = [first]
     try:
         assert first.stdout is not None
-        assert first.stdout.readline().strip() == "only"
-        second = start_python(SHARER, str(store), "8", "20", CUDA_VISIBLE_DEVICES="only")
+        assert first.stdout.readline().strip() == gpu
+        second = start_python("-c", SHARER, str(store), "8", "20", CUDA_VISIBLE_DEVICES=gpu)
         jobs.append(second)
         assert second.stderr is not None
         assert any("waiting: other processes have all 1 GPUs" in line for line in second.stderr)
         (store / "go").touch()
         for job in jobs:
-            job.communicate(timeout=20)
+            job.communicate(timeout=60)
             assert job.returncode == 0
     finally:
         for job in jobs:
@@ -266,9 +280,10 @@ def test_jobs_that_share_units_and_a_gpu_both_finish(tmp_path: Path):
 def test_a_claim_lasts_as_long_as_its_process(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
     """A second stage in the same process gets the same GPU: CUDA cannot move."""
     caplog.set_level(logging.INFO)
-    monkeypatch.setenv(devices.VISIBLE, "a,b")
-    assert devices.claim() == "a" == os.environ[devices.VISIBLE]
-    assert devices.claim() == "a"
+    first, second = new_gpus(2)
+    monkeypatch.setenv(devices.VISIBLE, f"{first},{second}")
+    assert devices.claim() == first == os.environ[devices.VISIBLE]
+    assert devices.claim() == first
     assert caplog.text.count("is this process's") == 1
 
 
@@ -322,6 +337,34 @@ def test_jobs_that_decode_images_with_several_threads_say_so(
     jobs = re.findall(r"^(?:local)?rule real_images:\n(?:    .*\n)+", plan, re.MULTILINE)
     assert jobs
     assert all(f"threads: {preparation._MAX_THREADS}\n" in job for job in jobs)
+
+
+@pytest.mark.parametrize("allowed", [1, 2, 3])
+def test_jobs_of_a_run_take_turns_on_two_gpus(
+    machine: Path, params: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allowed: int
+):
+    """With the profile `gpu` and so many jobs that may use one: each has a GPU of its own, and a third job waits."""
+    gpus = [f"GPU-{uuid.uuid4()}" for _ in range(2)]
+    install_driver(machine, "\n".join(f"GPU {number}: NVIDIA H100 (UUID: {gpu})" for number, gpu in enumerate(gpus)))
+    notes = tmp_path / "notes"
+    for name in ("asked", "running"):
+        (notes / name).mkdir(parents=True)
+    (notes / "side_by_side").write_text(str(allowed))
+    tests = REPOSITORY / "tests"
+    monkeypatch.setenv("PATH", f"{machine}:{os.defpath}")
+    monkeypatch.setenv("PYTHONPATH", ":".join(map(str, (tests / "simulated_gpus", tests, REPOSITORY))))
+    monkeypatch.setenv("SIMULATED_GPUS", str(notes))
+    project = Project(tmp_path, changed(params, device="cuda", store=STORE, images__classes_per_job=1))
+    receipts = [f"{STORE}/{job.path}" for job in planned(project.params).stage("images") if ".basic" in job.path]
+    profile = ("--profile", str(REPOSITORY / "workflow/profiles/gpu"), "--cores", "16", "--resources", f"gpu={allowed}")
+    assert project.run(*profile, "--", *receipts).jobs == {"prompts": 1, "images": len(receipts)}
+    claims = [line.split() for line in (notes / "claims").read_text().splitlines()]
+    assert len(claims) == len(receipts) == 3
+    assert {how for _, how, _ in claims} == {"alone"}
+    assert {gpu for gpu, *_ in claims} == set(gpus[:allowed])
+    assert max(int(running) for *_, running in claims) == min(allowed, 2)
+    waited = [log for log in (tmp_path / "logs/images").iterdir() if "waiting: other processes" in log.read_text()]
+    assert len(waited) == (1 if allowed == 3 else 0)
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------

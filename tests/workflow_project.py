@@ -25,6 +25,7 @@ class Project:
     folder: Path
     params: dict[str, Any]
     first_results: dict[str, bytes] = field(default_factory=dict)
+    program: tuple[str, ...] = ("-m", "snakemake")
 
     @property
     def store(self) -> Path:
@@ -34,8 +35,10 @@ class Project:
         """Run Snakemake in the folder, from elsewhere, with `params` as params.yaml."""
         content = yaml.safe_dump(params or self.params, allow_unicode=True)
         (self.folder / "params.yaml").write_text(content, encoding="utf-8")
-        command = ["-m", "snakemake", "-s", str(REPOSITORY / "Snakefile"), "--directory", str(self.folder)]
-        return self._python(*command, "--cores", "2", *arguments)
+        command = [*self.program, "-s", str(REPOSITORY / "Snakefile"), "--directory", str(self.folder)]
+        if "--profile" not in arguments:
+            command += ["--cores", "2"]
+        return self._python(*command, *arguments)
 
     def run(self, *targets: str, params: dict[str, Any] | None = None) -> "Run":
         """A run that must end well; what it did, by stage."""
@@ -85,7 +88,7 @@ class Project:
             capture_output=True,
             text=True,
             check=False,
-            timeout=900,
+            timeout=1800,
         )
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from pipeline_lib import devices, timings
+from pipeline_lib import devices, slurm, timings
 from pipeline_lib.config import load_config
 from pipeline_lib.errors import UserError
+from pipeline_lib.handover import hand_over
 from pipeline_lib.images import ENCODING_THREADS
 from pipeline_lib.model_cards import require_intact
 from pipeline_lib.plan import Plan
@@ -25,8 +26,9 @@ try:
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
-for message in not_here_yet(PLAN):  # a dry run goes on
-    print(f"Not here yet: {message}", file=sys.stderr)
+if workflow.is_main_process:
+    for message in not_here_yet(PLAN):  # a dry run goes on
+        print(f"Not here yet: {message}", file=sys.stderr)
 
 STORE = PLAN.config.store
 RESULTS = PLAN.config.results
@@ -95,6 +97,15 @@ def require_gpu():
         devices.require("cuda")
 
 
+def require_queue():
+    """Raises `UserError` where Slurm, which is to run the jobs, would not take them or not tell how they end."""
+    if workflow.executor_plugin.name == "slurm":
+        settings = workflow.executor_settings
+        slurm.require_answers(settings.status_command, settings.init_seconds_before_status_checks)
+        partitions = (job.resources.get("slurm_partition") for job in workflow.dag.needrun_jobs())
+        slurm.require_partitions(str(name) for name in partitions if name)
+
+
 def artifacts_to_make():
     """The artifacts whose jobs this run starts; what was not asked for needs neither data nor disk."""
     keys = {job.wildcards_dict.get("key") for job in workflow.dag.needrun_jobs()}
@@ -106,7 +117,10 @@ onstart:
         require_intact(PLAN.config.models)
         require_ready(PLAN, artifacts_to_make())
         require_gpu()
+        require_queue()
         PLAN.store.write_specs(PLAN.jobs.values())
+        if not workflow.local_exec:  # Snakemake passes these files to each job, which reads no other: see Snakefile
+            workflow.config_settings.configfiles = [hand_over(config, Path(".snakemake/configurations"))]
     except UserError as error:
         raise WorkflowError(str(error)) from None
     for folder in (STORE, RESULTS):  # what killed runs left half-written

@@ -12,7 +12,8 @@ from pipeline_lib.errors import UserError
 from pipeline_lib.yaml_files import read_yaml
 
 try:
-    for file in (*workflow.configfiles, "params.yaml"):
-        read_yaml(Path(file))
+    if workflow.is_main_process:
+        for file in (*workflow.configfiles, "params.yaml"):
+            read_yaml(Path(file))
 except UserError as error:
     raise WorkflowError(str(error)) from None

@@ -1,0 +1,26 @@
+"""Handover: the configuration that a run was started with, for its jobs on a cluster.
+
+They plan anew, each when its turn in the queue has come: from this file, whatever was made of params.yaml meanwhile.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline_lib.store import atomic_path, storage_errors
+
+
+def hand_over(values: Mapping[str, Any], folder: Path) -> Path:
+    """Write the content of a configuration, overlays merged in, to a file in `folder`; returns its absolute path.
+
+    The file is named by its content, so runs that share a folder do not meet. It stays: jobs may outlive their run.
+    Raises `StorageError` where it cannot be written.
+    """
+    content = json.dumps(values).encode()
+    path = (folder / f"{hashlib.sha256(content).hexdigest()[:16]}.json").absolute()
+    if not path.exists():
+        with storage_errors(folder), atomic_path(path) as temporary:
+            temporary.write_bytes(content)
+    return path
