@@ -6,6 +6,7 @@ Nothing heavy is imported here: a command imports what it computes with.
 import json
 import logging
 import os
+import signal
 import sys
 import time
 from contextlib import suppress
@@ -207,6 +208,7 @@ def convert_glide(
     """Write GLIDE as a diffusers pipeline, from OpenAI's two checkpoints; nothing in them is executed."""
     from pipeline_lib.generators.glide.convert import convert
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # half a folder of models is removed on Ctrl-C
     convert(base, upsample, out, tokenizer, tokenizer_revision)
     print(f"{out} is written. In the configuration: models: {{generator: {out if out.is_absolute() else f'./{out}'}}}")
 

@@ -12,13 +12,18 @@ from snakemake.exceptions import WorkflowError
 
 sys.path.insert(0, str(workflow.basedir))
 
+from pipeline_lib.interrupts import end_at_once, end_jobs_too
+
+if workflow.is_main_process:
+    end_at_once()  # while it imports and plans
+
 from pipeline_lib import devices, timings
 from pipeline_lib.config import load_config
 from pipeline_lib.errors import UserError
 from pipeline_lib.images import ENCODING_THREADS
 from pipeline_lib.model_cards import require_intact
 from pipeline_lib.plan import Plan
-from pipeline_lib.presence import clear_remains
+from pipeline_lib.presence import clear_remains, start_work
 from pipeline_lib.readiness import not_here_yet, require_ready
 from pipeline_lib.store import remove_abandoned
 from pipeline_lib.yaml_files import read_yaml
@@ -44,7 +49,7 @@ SAMPLES = sorted({pair for table in PLAN.tables for pair in PLAN.sample_sheets(t
 SAMPLE_JOBS = {f"{dataset}.{strategy}": PLAN.samples(dataset, strategy) for dataset, strategy in SAMPLES}
 
 
-if workflow.is_main_process and not clear_remains(Path(".snakemake"), [Path(STORE), Path(RESULTS)]):
+if workflow.is_main_process and clear_remains(Path(".snakemake"), [Path(STORE), Path(RESULTS)]) is False:
     print(
         "Another run works in this folder. Where it makes the same files, this one ends; let it end first.",
         file=sys.stderr,
@@ -103,16 +108,25 @@ def artifacts_to_make():
     return [artifact for key, artifact in PLAN.jobs.items() if key in keys]
 
 
+def clear_half_files():
+    """Removes what killed jobs left half-written, which is nobody's."""
+    for folder in (STORE, RESULTS):
+        remove_abandoned(Path(folder))
+
+
 onstart:
     try:
+        if workflow.is_main_process:
+            start_work(Path(STORE), "snakemake", [artifact.key for artifact in artifacts_to_make()])
         require_intact(PLAN.config.models)
         require_ready(PLAN, artifacts_to_make())
         require_gpu()
         PLAN.store.write_specs(PLAN.jobs.values())
     except UserError as error:
         raise WorkflowError(str(error)) from None
-    for folder in (STORE, RESULTS):  # what killed runs left half-written
-        remove_abandoned(Path(folder))
+    clear_half_files()
+    if workflow.is_main_process and workflow.local_exec:
+        end_jobs_too()
 
 
 def outdated_results():
@@ -120,6 +134,11 @@ def outdated_results():
     planned = {f"{RESULTS}/{name}.csv": table for name, table in PLAN.tables.items()}
     planned |= {f"{RESULTS}/samples/{sheet}.png": job for sheet, job in SAMPLE_JOBS.items()}
     return [path for path, job in planned.items() if Path(path).exists() and not PLAN.store.is_current(Path(path), job)]
+
+
+onerror:
+    clear_half_files()
+    print("What was finished stays: the same command goes on from there.", file=sys.stderr)
 
 
 onsuccess:
