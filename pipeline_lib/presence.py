@@ -16,7 +16,6 @@ from pathlib import Path
 from pipeline_lib.errors import UserError
 from pipeline_lib.store import storage_errors
 
-_PRESENT: list[int] = []  # open handles: the locks last as long as this process
 _HELD = frozenset({errno.EWOULDBLOCK, errno.EACCES})
 _NO_LOCKS = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK})
 
@@ -33,7 +32,7 @@ def announce(folder: Path) -> bool | None:
         handle = os.open(folder / "presence.lock", os.O_RDWR | os.O_CREAT, 0o666)
     except OSError:
         return None
-    _PRESENT.append(handle)
+    # The handle stays open: the lock lasts as long as this process.
     alone = _try_lock(handle, fcntl.LOCK_EX)
     with suppress(OSError):
         fcntl.flock(handle, fcntl.LOCK_SH)  # from an exclusive lock to one that others can have too
@@ -91,8 +90,19 @@ class Work:
         return self.makes is None or makes is None or not set(self.makes).isdisjoint(makes)
 
 
-def start_work(store: Path, doing: str, makes: Collection[str] | None) -> None:
-    """Say that this process is at work on a store, until it ends; see `Work` for `makes`.
+@contextmanager
+def at_work(store: Path, doing: str, makes: Collection[str] | None) -> Iterator[None]:
+    """`start_work` for the block alone."""
+    handle = start_work(store, doing, makes)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def start_work(store: Path, doing: str, makes: Collection[str] | None) -> int | None:
+    """Say that this process is at work on a store, until it ends or closes the handle; see `Work` for `makes`.
 
     Raises `UserError` where the work of another process is in the way: Snakemake removes what a job is to make before
     the job starts, and jobs of the other run may be reading it. What makes nothing may do without a permission to
@@ -108,10 +118,11 @@ def start_work(store: Path, doing: str, makes: Collection[str] | None) -> None:
                         f"the store {store} is in use by {other}. Nothing was done: wait until it has ended, then give "
                         f"the same command again."
                     )
-            _PRESENT.append(_notice(folder, work))
+            return _notice(folder, work)
     except OSError as error:
-        if not (error.errno in _NO_LOCKS or (makes is not None and not makes)):
-            raise
+        if error.errno in _NO_LOCKS or (makes is not None and not makes):
+            return None
+        raise
 
 
 @contextmanager
