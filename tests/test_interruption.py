@@ -10,11 +10,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
-from interrupted_work import BATCH, PER_CLASS, PER_SHARD
+from interrupted_work import PER_CLASS, PER_SHARD, plan_of
 from small_project import REPOSITORY, SHAPES, draw_shapes, make_all, planned, small_params
 from workflow_project import STORE, Project
 
@@ -22,12 +23,13 @@ from pipeline_lib.presence import announce, clear_remains
 from pipeline_lib.store import RECORD_SUFFIX, Store, remove_abandoned
 
 TABLE1 = "results/table1.csv"
-MOMENTS = 25
+MOMENTS = 30
 N_IMAGES = PER_CLASS * len(SHAPES)
+RESAMPLES, MORE_RESAMPLES = 100, 200  # settings of metrics and tables alone
 
 
 def artifacts(store: Path) -> dict[str, bytes]:
-    """Everything below a store but records and timings, which tell the time, spec files, digests and locks."""
+    """Everything below a store, or in the results, but records and timings, which tell the time, spec files, digests and locks."""
     found = {
         path.relative_to(store).as_posix(): path.read_bytes()
         for path in store.rglob("*")
@@ -38,90 +40,135 @@ def artifacts(store: Path) -> dict[str, bytes]:
 
 # --- kill -9 at any moment, without Snakemake -------------------------------------------------------------------------
 
-Work = Callable[[str, int], int]
+
+@dataclass(frozen=True)
+class Work:
+    """Works in sub-folders of a folder, killed where that is asked for."""
+
+    folder: Path
+    server: subprocess.Popen[str]
+
+    def __call__(self, name: str, event: int = 0, resamples: int = RESAMPLES) -> int:
+        """Make all up to the table, to be killed at an event (0: not); the number of events, or -1 if killed."""
+        assert self.server.stdin is not None and self.server.stdout is not None
+        if not (self.folder / name).exists():
+            draw_shapes(self.folder / name / "shapes", 5)
+        self.server.stdin.write(f"{name} {event} {resamples}\n")
+        self.server.stdin.flush()
+        return int(self.server.stdout.readline())
+
+    def store(self, name: str) -> Path:
+        return self.folder / name / "store"
+
+    def made(self, name: str) -> dict[str, bytes]:
+        """The artifacts, and the results."""
+        results = self.folder / name / "results"
+        return artifacts(self.store(name)) | {
+            f"results/{path}": content for path, content in artifacts(results).items()
+        }
+
+    def drawn_again(self, name: str) -> int:
+        """How many images were drawn a second time."""
+        return len((self.folder / name / "drawn.txt").read_text().splitlines()) - N_IMAGES
+
+    def clear(self, name: str) -> None:
+        """What a run does when it starts."""
+        for folder in (self.store(name), self.folder / name / "results"):
+            remove_abandoned(folder)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("interrupted")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Work]:
+    folder = tmp_path_factory.mktemp("interrupted")
+    command = [sys.executable, str(Path(__file__).with_name("interrupted_work.py")), str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        yield Work(folder, server)
 
 
 @pytest.fixture(scope="module")
-def work(folder: Path) -> Iterator[Work]:
-    """Works in a sub-folder, to be killed at an event (0: not); returns the number of events, or -1 if killed."""
-    server = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("interrupted_work.py")), str(folder)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-
-    def run(name: str, event: int) -> int:
-        assert server.stdin is not None and server.stdout is not None
-        if not (folder / name).exists():
-            draw_shapes(folder / name / "shapes", 2)
-        server.stdin.write(f"{name} {event}\n")
-        server.stdin.flush()
-        return int(server.stdout.readline())
-
-    yield run
-    server.communicate(timeout=20)
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(work: Work, folder: Path) -> tuple[int, dict[str, bytes]]:
+def uninterrupted(work: Work) -> tuple[int, dict[str, bytes]]:
     """The number of moments at which a run can be killed, and what it makes if it is not."""
-    n_events = work("uninterrupted", 0)
-    made = artifacts(folder / "uninterrupted" / "store")
-    kinds = Counter(path.split("/")[0] for path in made)
+    n_events = work("uninterrupted")
+    made = work.made("uninterrupted")
     n_shards = N_IMAGES // PER_SHARD
-    assert kinds == {"prompts": 4, "images": n_shards + 1, "embeddings": n_shards + 1, "heads": 2, "scores": 1} | {
-        "manifests": 1
+    assert Counter(path.split("/")[0] for path in made) == {
+        "prompts": 4,
+        "real_images": 2,
+        "images": n_shards + 1,
+        "embeddings": n_shards + 3,
+        "heads": 2,
+        **dict.fromkeys(("scores", "manifests", "classifiers", "predictions", "metrics"), 1),
+        "results": 4,
     }
     return n_events, made
 
 
-def drawn_again(folder: Path) -> int:
-    """How many images were drawn a second time."""
-    return len((folder / "drawn.txt").read_text().splitlines()) - N_IMAGES
-
-
 @pytest.mark.parametrize("moment", range(MOMENTS))
 def test_killed_at_any_moment_the_same_run_makes_the_same_bytes(
-    work: Work, folder: Path, uninterrupted: tuple[int, dict[str, bytes]], moment: int
+    work: Work, uninterrupted: tuple[int, dict[str, bytes]], moment: int
 ):
-    """Moments spread over the whole run. What was finished is not touched again; of images, what the writing thread
-    holds and the batch on its way to it are drawn again; no half-file is left over after the collection."""
+    """Moments spread over the whole run, from prompts to table and pictures. What was finished is not touched again, of
+    images at most one shard is drawn again, and no half-file is left over after the collection."""
     n_events, expected = uninterrupted
     name = f"killed_{moment}"
-    assert work(name, 1 + moment * (n_events - 1) // MOMENTS) == -1
-    store = folder / name / "store"
+    assert work(name, 1 + moment * (n_events - 1) // (MOMENTS - 1)) == -1
+    store = Store(work.store(name))
     finished = {
-        path: store.joinpath(path).stat().st_mtime_ns
-        for path in artifacts(store)
-        if ".tmp" not in path and Store(store).is_intact(path)
+        path: store.path(path).stat().st_mtime_ns
+        for path in artifacts(store.root)
+        if ".tmp" not in path and store.is_intact(path)
     }
-    assert work(name, 0) > 0
-    remove_abandoned(store)
-    assert artifacts(store) == expected
-    assert {path: store.joinpath(path).stat().st_mtime_ns for path in finished} == finished
-    assert all(Store(store).is_intact(path) for path in expected)
-    assert drawn_again(folder / name) <= PER_SHARD + BATCH
+    assert work(name) >= 0
+    work.clear(name)
+    assert work.made(name) == expected
+    assert {path: store.path(path).stat().st_mtime_ns for path in finished} == finished
+    assert all(store.is_intact(path) for path in artifacts(store.root))
+    assert not list((work.folder / name).rglob("*.tmp"))
+    assert work.drawn_again(name) <= PER_SHARD
 
 
-def test_killed_again_and_again_a_run_gets_on(work: Work, folder: Path, uninterrupted: tuple[int, dict[str, bytes]]):
-    """Every run gets as far as a fifth of the whole, and is killed; together they finish, byte for byte."""
+def test_killed_again_and_again_a_run_gets_on(work: Work, uninterrupted: tuple[int, dict[str, bytes]]):
+    """Every run gets as far as a tenth of the whole, and is killed; together they finish, byte for byte."""
     n_events, expected = uninterrupted
-    store = folder / "again" / "store"
     kills = before = 0
-    while work("again", n_events // 5) == -1:
+    while work("again", n_events // 10) == -1:
         kills += 1
-        remove_abandoned(store)
-        assert kills < 40
-        assert before <= (before := len(artifacts(store)))
-    assert kills >= 5
-    assert artifacts(store) == expected
-    assert drawn_again(folder / "again") <= kills * (PER_SHARD + BATCH)
+        work.clear("again")
+        assert kills < 80
+        assert before <= (before := len(work.made("again")))
+    assert kills >= 10
+    assert work.made("again") == expected
+    assert work.drawn_again("again") <= kills * PER_SHARD
+
+
+def test_killed_at_every_event_of_metrics_and_table_over_an_older_one(
+    work: Work, uninterrupted: tuple[int, dict[str, bytes]]
+):
+    """At no moment does a record take the older table for the new one, or the other way round."""
+    tables = {}
+    for resamples in (RESAMPLES, MORE_RESAMPLES):
+        work("tables", resamples=resamples)
+        tables[resamples] = (work.folder / "tables/results/table1.csv").read_bytes()
+    assert tables[RESAMPLES] != tables[MORE_RESAMPLES]
+    event = 0
+    killed = True
+    while killed:
+        event += 1
+        name = f"table_{event}"
+        shutil.copytree(work.folder / "uninterrupted", work.folder / name)
+        killed = work(name, event, MORE_RESAMPLES) == -1
+        table = work.folder / name / "results/table1.csv"
+        for resamples, content in tables.items():
+            plan = plan_of(work.folder / name, resamples)
+            if table.exists() and plan.store.is_current(table, plan.tables["table1"]):
+                assert table.read_bytes() == content
+        work(name, resamples=MORE_RESAMPLES)
+        work.clear(name)
+        assert plan.store.is_current(table, plan.tables["table1"])
+        assert table.read_bytes() == tables[MORE_RESAMPLES]
+        assert work.made(name) == work.made("tables")
+        shutil.rmtree(work.folder / name)
+    assert event > 20
 
 
 # --- who is there -----------------------------------------------------------------------------------------------------
