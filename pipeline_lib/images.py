@@ -148,7 +148,8 @@ def make_shards(shards: Sequence[Artifact], store: Store, load: Callable[[], Gen
 
     `load` is called only if there is something to draw. While a batch is sampled, the one before it is encoded, by
     several threads, so two batches and an unfinished shard are in memory; with real guidance, the encoded references
-    too. A shard whose images are all drawn is written before the next batch is sampled. Raises ValueError for shards that do not all start at one t*: it is the generator's.
+    too. A shard whose images are all drawn is written before the next batch is sampled. Raises ValueError for shards
+    that do not all start at one t*: it is the generator's.
     """
     starts = {shard.spec["real_guidance"]["start"] if shard.spec.get("real_guidance") else None for shard in shards}
     if len(starts) > 1:

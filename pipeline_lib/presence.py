@@ -23,15 +23,12 @@ _NO_LOCKS = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK})
 
 
 def announce(folder: Path) -> bool | None:
-    """Say that this process works in `folder`, until it ends; returns whether it is the only one that does.
-
-    None where that cannot be told: the file system has no locks, or the folder may not be written to.
+    """Say that this process works in `folder`, until it ends; returns whether it is the only one that does, None where
+    the file system has no locks to tell. Raises `StorageError` where the folder cannot be written to.
     """
-    try:
+    with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder / "presence.lock", os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError:
-        return None
     # The handle stays open: the lock lasts as long as this process.
     alone = _try_lock(handle, fcntl.LOCK_EX)
     with suppress(OSError):

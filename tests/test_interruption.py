@@ -29,7 +29,8 @@ RESAMPLES, MORE_RESAMPLES = 100, 200  # settings of metrics and tables alone
 
 
 def artifacts(store: Path) -> dict[str, bytes]:
-    """Everything below a store, or in the results, but records and timings, which tell the time, spec files, digests and locks."""
+    """Everything below a store, or in the results, but records and timings, which tell the time, spec files, digests
+    and locks."""
     found = {
         path.relative_to(store).as_posix(): path.read_bytes()
         for path in store.rglob("*")

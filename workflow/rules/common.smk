@@ -24,7 +24,7 @@ from pipeline_lib.images import ENCODING_THREADS
 from pipeline_lib.model_cards import require_intact
 from pipeline_lib.plan import Plan
 from pipeline_lib.presence import clear_remains, start_work
-from pipeline_lib.readiness import not_here_yet, require_ready
+from pipeline_lib.readiness import not_here_yet, read_only, require_ready, require_writable
 from pipeline_lib.store import remove_abandoned
 from pipeline_lib.yaml_files import read_yaml
 
@@ -45,15 +45,20 @@ RUN = f"{shlex.quote(sys.executable)} -m pipeline_lib"  # the Python that runs S
 # there are cores for, and they take turns on the GPUs by themselves (devices.claim).
 GPU = 1 if PLAN.config.device == "cuda" else 0
 STARTED = time.time()
+for message in read_only([Path(STORE), Path(RESULTS)]):  # Snakemake itself says of their files that they are protected
+    print(message, file=sys.stderr)
 SAMPLES = sorted({pair for table in PLAN.tables for pair in PLAN.sample_sheets(table)})
 SAMPLE_JOBS = {f"{dataset}.{strategy}": PLAN.samples(dataset, strategy) for dataset, strategy in SAMPLES}
 
 
-if workflow.is_main_process and clear_remains(Path(".snakemake"), [Path(STORE), Path(RESULTS)]) is False:
-    print(
-        "Another run works in this folder. Where it makes the same files, this one ends; let it end first.",
-        file=sys.stderr,
-    )
+try:
+    if workflow.is_main_process and clear_remains(Path(".snakemake"), [Path(STORE), Path(RESULTS)]) is False:
+        print(
+            "Another run works in this folder. Where it makes the same files, this one ends; let it end first.",
+            file=sys.stderr,
+        )
+except UserError as error:
+    raise WorkflowError(str(error)) from None
 
 
 wildcard_constraints:
@@ -108,6 +113,11 @@ def artifacts_to_make():
     return [artifact for key, artifact in PLAN.jobs.items() if key in keys]
 
 
+def files_to_make():
+    """The files that the jobs of this run write: what was asked for, and logs."""
+    return [Path(file) for job in workflow.dag.needrun_jobs() for file in (*job.output, *job.log)]
+
+
 def clear_half_files():
     """Removes what killed jobs left half-written, which is nobody's."""
     for folder in (STORE, RESULTS):
@@ -121,6 +131,7 @@ onstart:
         require_intact(PLAN.config.models)
         require_ready(PLAN, artifacts_to_make())
         require_gpu()
+        require_writable(files_to_make())
         PLAN.store.write_specs(PLAN.jobs.values())
     except UserError as error:
         raise WorkflowError(str(error)) from None
