@@ -256,6 +256,7 @@ def _start(log: Path | None, threads: int) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=handlers)
     logging.getLogger("pipeline_lib").setLevel(logging.INFO)
     logging.captureWarnings(True)
+    logging.raiseExceptions = False  # where there is no room for a line of the log, what is made counts
 
 
 def main() -> None:

@@ -12,6 +12,8 @@ from pipeline_lib.errors import UserError
 from pipeline_lib.plan import Plan
 from pipeline_lib.store import Artifact, storage_errors
 
+_PROBE = 64 * 1024  # bytes: what logs, locks and notes of a run take up at least
+
 
 def not_here_yet(plan: Plan) -> list[str]:
     """What a plan needs and this machine lacks: a line for each model, one for the raw data of all data sets."""
@@ -32,12 +34,13 @@ def require_ready(plan: Plan, jobs: Collection[Artifact]) -> None:
 
 
 def require_writable(files: Iterable[Path]) -> None:
-    """Raises `StorageError` for a folder in which one of the files is to be made and cannot."""
+    """Raises `StorageError` for a folder in which one of the files is to be made and cannot: no permission, no room."""
     folders = sorted({file.parent for file in files})
     for place in dict.fromkeys(_nearest(folder) for folder in folders):
         with storage_errors(place):
             try:
-                tempfile.TemporaryFile(dir=place).close()
+                with tempfile.TemporaryFile(dir=place) as probe:
+                    probe.write(bytes(_PROBE))
             except OSError as error:
                 raise type(error)(error.errno, error.strerror, str(place)) from None
 

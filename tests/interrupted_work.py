@@ -71,14 +71,19 @@ class MeanColour:
         return colours / np.linalg.norm(colours, axis=1, keepdims=True)
 
 
-def plan_of(folder: Path, resamples: int = 100) -> Plan:
-    """The plan of the project in a folder; `folder / "shapes"` holds its real images."""
+def params_of(folder: Path, resamples: int = 100) -> dict[str, Any]:
+    """The configuration of the project in a folder; `folder / "shapes"` holds its real images."""
     params = small_params(fake_models(folder / "models"), folder / "shapes", folder / "store")
     sizes = {"images__per_class": PER_CLASS, "images__per_shard": PER_SHARD}
-    return planned(changed(params, **sizes, prompts__strategy="basic", evaluation__bootstrap_resamples=resamples))
+    return changed(params, **sizes, prompts__strategy="basic", evaluation__bootstrap_resamples=resamples)
 
 
-def work(folder: Path, resamples: int) -> None:
+def plan_of(folder: Path, resamples: int = 100) -> Plan:
+    """Its plan."""
+    return planned(params_of(folder, resamples))
+
+
+def work(folder: Path, resamples: int = 100) -> None:
     """Make what is missing of Table 1, its pictures and all before them, as Snakemake asks the stages to."""
     plan = plan_of(folder, resamples)
     store, batches = plan.store, Batches(BATCH, "images")

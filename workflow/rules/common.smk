@@ -51,14 +51,17 @@ SAMPLES = sorted({pair for table in PLAN.tables for pair in PLAN.sample_sheets(t
 SAMPLE_JOBS = {f"{dataset}.{strategy}": PLAN.samples(dataset, strategy) for dataset, strategy in SAMPLES}
 
 
-try:
-    if workflow.is_main_process and clear_remains(Path(".snakemake"), [Path(STORE), Path(RESULTS)]) is False:
+if workflow.is_main_process:
+    try:
+        require_writable([Path(".snakemake/locks")])
+        alone = clear_remains(Path(".snakemake"), [Path(STORE), Path(RESULTS)])
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
+    if alone is False:
         print(
             "Another run works in this folder. Where it makes the same files, this one ends; let it end first.",
             file=sys.stderr,
         )
-except UserError as error:
-    raise WorkflowError(str(error)) from None
 
 
 wildcard_constraints:
