@@ -1,25 +1,25 @@
 """Killed or interrupted anywhere, the same command ends with the same bytes, and little is made twice."""
 
-import base64
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import PIPE
+from typing import Any
 
+import psutil
 import pytest
-import yaml
 from interrupted_work import PER_CLASS, PER_SHARD, plan_of
-from small_project import REPOSITORY, SHAPES, draw_shapes, make_all, planned, small_params
+from running import running, wait_for, waiting_for
+from small_project import SHAPES, draw_shapes, make_all, planned, small_params
 from workflow_project import STORE, Project
 
-from pipeline_lib.presence import announce, clear_remains
+from pipeline_lib.interrupts import end_at_once, end_jobs_too
 from pipeline_lib.store import RECORD_SUFFIX, Store, remove_abandoned
 
 TABLE1 = "results/table1.csv"
@@ -172,80 +172,83 @@ def test_killed_at_every_event_of_metrics_and_table_over_an_older_one(
     assert event > 20
 
 
-# --- who is there -----------------------------------------------------------------------------------------------------
+# --- Ctrl-C -----------------------------------------------------------------------------------------------------------
 
-ANNOUNCE = """
-import sys, time
-from pathlib import Path
-from pipeline_lib.presence import announce, clear_remains
-print(announce(Path(sys.argv[1])), flush=True)
-time.sleep(60)
-"""
-
-
-def test_a_process_is_alone_until_another_comes_and_again_when_all_have_gone(tmp_path: Path):
-    """Presence ends with the process, by kill -9 too; the second of two that came is still seen when the first left."""
-    processes: list[subprocess.Popen[str]] = []
-
-    def come() -> str:
-        command = [sys.executable, "-c", ANNOUNCE, str(tmp_path)]
-        processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
-        assert processes[-1].stdout is not None
-        return processes[-1].stdout.readline().strip()
-
-    def leave() -> None:
-        process = processes.pop(0)
-        process.kill()
-        process.communicate()
-
+# What a job may be doing: calling into a library that does not come back; importing something that swallows everything;
+# working in threads that Python waits for when it ends.
+BUSY = {
+    "in a library": "import ctypes; print('busy', flush=True); ctypes.PyDLL(None).sleep(600)",
+    "swallowing": """
+import time
+print("busy", flush=True)
+while True:
     try:
-        assert come() == "True"
-        assert come() == "False"
-        leave()
-        assert come() == "False"
-        leave()
-        leave()
-        assert come() == "True"
-    finally:
-        while processes:
-            leave()
-    assert announce(tmp_path)
+        time.sleep(600)
+    except BaseException:
+        pass
+""",
+    "in threads": """
+import time
+from concurrent.futures import ThreadPoolExecutor
+with ThreadPoolExecutor(1) as pool:
+    pool.submit(time.sleep, 600)
+    print("busy", flush=True)
+""",
+}
 
 
-def mark(snakemake: Path, path: str) -> Path:
-    """Mark a path as Snakemake does: with the name in Base64, in folders where that is longer than 255 characters."""
-    name = base64.urlsafe_b64encode(path.encode()).decode()
-    *first, last = [name[at : at + 254] for at in range(0, len(name), 254)]
-    file = Path(snakemake, "incomplete", *(f"@{part}" for part in first), last)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("{}")
-    return file
-
-
-@pytest.mark.parametrize("alone", [True, False])
-def test_remains_of_a_killed_run_are_cleared_where_nobody_is(tmp_path: Path, alone: bool):
-    """Locks, and marks of what is made whole or not at all; not the marks of other rules, nor a living run's."""
-    snakemake = tmp_path / ".snakemake"
-    (snakemake / "locks").mkdir(parents=True)
-    ours = [snakemake / "locks" / "0.input.lock", mark(snakemake, "my store/images/sets/a.json")]
-    ours += [mark(snakemake, f"results/{'x' * 300}.csv"), mark(snakemake, f"{Path.cwd()}/my store/b.parquet")]
-    others = [mark(snakemake, "build/miniature/clip"), snakemake / "incomplete" / "migration_underway"]
-    for path in (ours[0], others[1]):
-        path.write_text("")
-    folders = [Path("my store"), Path("results")]
-    if alone:
-        assert clear_remains(snakemake, folders)
-    else:
-        other = subprocess.Popen([sys.executable, "-c", ANNOUNCE, str(snakemake)], stdout=subprocess.PIPE)
+@pytest.mark.parametrize("busy", BUSY)
+def test_a_job_ends_whatever_it_is_doing(busy: str):
+    """At once, without a word: none of these would end on a KeyboardInterrupt."""
+    command = f"from pipeline_lib.interrupts import end_at_once; end_at_once()\n{BUSY[busy]}"
+    with subprocess.Popen([sys.executable, "-c", command], stdout=PIPE, stderr=PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline() == "busy\n"
+        process.send_signal(signal.SIGINT)
         try:
-            assert other.stdout is not None
-            other.stdout.readline()
-            assert not clear_remains(snakemake, folders)
+            assert process.wait(timeout=30) == -signal.SIGINT
         finally:
-            other.kill()
-            other.communicate()
-    assert [path.exists() for path in ours] == [not alone] * len(ours)
-    assert all(path.exists() for path in others)
+            process.kill()
+        assert process.stderr.read() == ""
+
+
+def test_what_was_started_not_to_be_interrupted_is_not(monkeypatch: pytest.MonkeyPatch):
+    """`nohup`, `&` in a script: the signal is ignored, and stays so."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        end_at_once()
+        end_jobs_too()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("whom", ["all", "run", "job"])
+def test_ctrl_c_ends_a_run_and_its_jobs(tmp_path: Path, params: dict[str, Any], whom: str):
+    """A terminal interrupts all processes; `kill -INT`, and a signal that comes while a job is being started, the run
+    alone. Here its job would wait for ever. A stage by itself ends too, as a program that was interrupted."""
+    plan = planned(params)
+    (prompts,) = plan.prompts("basic")
+    with waiting_for(prompts, plan.store, Project(tmp_path, params)) as run:
+        (job,) = (
+            process
+            for process in psutil.Process(run.process.pid).children(recursive=True)
+            if "prompts" in process.cmdline()
+        )
+        half = plan.store.root / "prompts" / ".half.parquet.x.tmp"
+        half.touch()
+        if whom == "job":
+            job.send_signal(signal.SIGINT)
+        elif whom == "run":
+            run.process.send_signal(signal.SIGINT)
+        else:
+            os.killpg(run.process.pid, signal.SIGINT)
+        assert run.process.wait(timeout=60) == 1
+        assert not job.is_running()
+        assert "Traceback" not in run.printed()
+        assert "the same command goes on from there" in run.printed()
+        assert ("died with <Signals.SIGINT" in run.printed()) or whom != "job"
+        assert not half.exists()
 
 
 # --- a whole run of the workflow --------------------------------------------------------------------------------------
@@ -256,38 +259,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, tiny_models: dict[str, str
     """A project in which nothing was made."""
     folder = tmp_path_factory.mktemp("project")
     draw_shapes(folder / "shapes", 3)
-    params = small_params(tiny_models, Path("shapes"), STORE)
-    (folder / "params.yaml").write_text(yaml.safe_dump(params, allow_unicode=True), encoding="utf-8")
-    return Project(folder, params)
-
-
-@contextmanager
-def running(project: Project) -> Iterator[subprocess.Popen[bytes]]:
-    """A run in a process group of its own, as a terminal starts it; killed when the block ends."""
-    command = ["-m", "snakemake", "-s", str(REPOSITORY / "Snakefile"), "--directory", str(project.folder)]
-    with (project.folder / "printed.txt").open("w") as printed:
-        process = subprocess.Popen(
-            [sys.executable, *command, "--cores", "2", TABLE1],
-            cwd=project.folder,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-            start_new_session=True,
-            stdout=printed,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait(timeout=20)
-
-
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes], project: Project) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert process.poll() is None, (project.folder / "printed.txt").read_text()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    return Project(folder, small_params(tiny_models, Path("shapes"), STORE))
 
 
 def n_records(project: Project) -> int:
@@ -299,7 +271,7 @@ def test_a_run_is_interrupted_killed_and_ends_as_if_nothing_had_been(
 ):
     """Ctrl-C, then kill -9 of the whole process group at several points; each time the same command again, and nothing
     by hand. Meanwhile a second run in the same folder is told that there is another."""
-    with running(project) as process:
+    with running(project, TABLE1) as process:
         wait_for(lambda: n_records(project) >= 1, process, project)
         second = project.snakemake(TABLE1)
         assert second.returncode == 1
@@ -307,16 +279,13 @@ def test_a_run_is_interrupted_killed_and_ends_as_if_nothing_had_been(
         assert "Traceback" not in second.stderr
         assert process.poll() is None
         os.killpg(process.pid, signal.SIGINT)
-        started = time.monotonic()
-        process.wait(timeout=60)
-        assert time.monotonic() - started < 5
-        assert process.returncode != 0
-    for more in (2, 9):
-        with running(project) as process:
+        assert process.wait(timeout=60) == 1
+    for more in (2, 9, 14):
+        with running(project, TABLE1) as process:
             before = n_records(project)
             wait_for(lambda before=before, more=more: n_records(project) >= before + more, process, project)
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait(timeout=10)
+            process.wait(timeout=60)
             assert list((project.folder / ".snakemake/locks").glob("*.lock"))
     finished = {path: record for path, record in project.records().items() if "/sets/" not in path}
     last = project.run(TABLE1)
