@@ -287,7 +287,9 @@ def test_a_run_is_interrupted_killed_and_ends_as_if_nothing_had_been(
             os.killpg(process.pid, signal.SIGKILL)
             process.wait(timeout=60)
             assert list((project.folder / ".snakemake/locks").glob("*.lock"))
-    finished = {path: record for path, record in project.records().items() if "/sets/" not in path}
+    # Whoever was killed in between has left a record alone, and makes the artifact again.
+    is_there = Store(project.store).is_intact
+    finished = {path: record for path, record in project.records().items() if "/sets/" not in path and is_there(path)}
     last = project.run(TABLE1)
     assert "tables" in last.jobs
     after = project.records()
