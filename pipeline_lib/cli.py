@@ -6,7 +6,6 @@ Nothing heavy is imported here: a command imports what it computes with.
 import json
 import logging
 import os
-import signal
 import sys
 import time
 from contextlib import suppress
@@ -213,8 +212,9 @@ def convert_glide(
 ) -> None:
     """Write GLIDE as a diffusers pipeline, from OpenAI's two checkpoints; nothing in them is executed."""
     from pipeline_lib.generators.glide.convert import convert
+    from pipeline_lib.interrupts import end_as_python_does
 
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # half a folder of models is removed on Ctrl-C
+    end_as_python_does()  # half a folder of models is removed
     convert(base, upsample, out, tokenizer, tokenizer_revision)
     print(f"{out} is written. In the configuration: models: {{generator: {out if out.is_absolute() else f'./{out}'}}}")
 

@@ -20,6 +20,12 @@ def end_at_once() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+def end_as_python_does() -> None:
+    """From now on Ctrl-C raises KeyboardInterrupt again, for what has something to put in order before it ends."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def end_jobs_too() -> None:
     """From now on Ctrl-C raises KeyboardInterrupt here, and interrupts this process's jobs again and again until it
     ends; a second one ends it at once.

@@ -20,14 +20,14 @@ from pipeline_lib.store import Artifact, Store
 
 
 @contextmanager
-def running(project: Project, target: str) -> Iterator[subprocess.Popen[bytes]]:
+def running(project: Project, target: str, *options: str) -> Iterator[subprocess.Popen[bytes]]:
     """A run in a process group of its own; killed when the block ends. `printed` says what it prints."""
     content = yaml.safe_dump(project.params, allow_unicode=True)
     (project.folder / "params.yaml").write_text(content, encoding="utf-8")
     command = ["-m", "snakemake", "-s", str(REPOSITORY / "Snakefile"), "--directory", str(project.folder)]
     with (project.folder / "printed.txt").open("w") as printed:
         process = subprocess.Popen(
-            [sys.executable, *command, "--cores", "2", "--", target],
+            [sys.executable, *command, "--cores", "2", *options, "--", target],
             cwd=project.folder,
             env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
             start_new_session=True,

@@ -15,11 +15,11 @@ from typing import Any
 import psutil
 import pytest
 from interrupted_work import PER_CLASS, PER_SHARD, plan_of
-from running import running, wait_for, waiting_for
+from running import printed, running, wait_for, waiting_for
 from small_project import SHAPES, draw_shapes, make_all, planned, small_params
 from workflow_project import STORE, Project
 
-from pipeline_lib.interrupts import end_at_once, end_jobs_too
+from pipeline_lib.interrupts import end_as_python_does, end_at_once, end_jobs_too
 from pipeline_lib.store import RECORD_SUFFIX, Store, remove_abandoned
 
 TABLE1 = "results/table1.csv"
@@ -218,6 +218,7 @@ def test_what_was_started_not_to_be_interrupted_is_not(monkeypatch: pytest.Monke
     try:
         end_at_once()
         end_jobs_too()
+        end_as_python_does()
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
@@ -249,6 +250,22 @@ def test_ctrl_c_ends_a_run_and_its_jobs(tmp_path: Path, params: dict[str, Any], 
         assert "the same command goes on from there" in run.printed()
         assert ("died with <Signals.SIGINT" in run.printed()) or whom != "job"
         assert not half.exists()
+
+
+def test_ctrl_c_cancels_what_is_in_a_queue(tmp_path: Path, params: dict[str, Any]):
+    """Snakemake does; it must be let."""
+    cancel = tmp_path / "cancel.sh"
+    cancel.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/cancelled\n')
+    cancel.chmod(0o755)
+    plan = planned(params)
+    options = ["--executor", "cluster-generic", "--jobs", "1", "--cluster-generic-cancel-cmd", str(cancel)]
+    options += ["--cluster-generic-submit-cmd", "echo job4711 #"]  # a queue in which nothing gets on
+    project = Project(tmp_path, params)
+    with running(project, str(plan.store.path(plan.prompts("basic")[0])), *options) as process:
+        wait_for(lambda: "external jobid 'job4711'" in printed(project), process, project)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(timeout=60) == 1
+    assert (tmp_path / "cancelled").read_text() == "job4711\n"
 
 
 # --- a whole run of the workflow --------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from snakemake.exceptions import WorkflowError
 
 sys.path.insert(0, str(workflow.basedir))
 
-from pipeline_lib.interrupts import end_at_once, end_jobs_too
+from pipeline_lib.interrupts import end_as_python_does, end_at_once, end_jobs_too
 
 if workflow.is_main_process:
     end_at_once()  # while it imports and plans
@@ -141,6 +141,8 @@ onstart:
     clear_half_files()
     if workflow.is_main_process and workflow.local_exec:
         end_jobs_too()
+    elif workflow.is_main_process:  # Snakemake then cancels what is in the queue
+        end_as_python_does()
 
 
 def outdated_results():
