@@ -124,6 +124,7 @@ def files(
 
 @app.command(rich_help_panel="Store")
 def verify(
+    context: typer.Context,
     store: StoreOption = Path("store"),
     results: ResultsOption = Path("results"),
     remove: Annotated[bool, typer.Option(help="Remove what is damaged and all that was made from it.")] = False,
@@ -133,6 +134,8 @@ def verify(
     from pipeline_lib.model_cards import shipped_faults
     from pipeline_lib.store import Store
 
+    if remove:
+        _be_alone(context, store)
     found = verify_store(Store(store), results)
     weights = shipped_faults()
     for fault in found.faults + weights:
@@ -179,6 +182,7 @@ def objects(
 
 @app.command(rich_help_panel="Store")
 def gc(
+    context: typer.Context,
     params: ParamsOption = Path("params.yaml"),
     overlay: Annotated[
         list[Path] | None,
@@ -192,6 +196,8 @@ def gc(
     from pipeline_lib.store import remove_abandoned
 
     plans = studies(_config(params, []), [_config(params, [path]) for path in overlay or []])
+    if delete:
+        _be_alone(context, plans[0].store.root)
     found = unreached(plans)
     for path, n_bytes in found:
         print(f"{n_bytes:>12} {path}")
@@ -244,7 +250,9 @@ def convert_glide(
 ) -> None:
     """Write GLIDE as a diffusers pipeline, from OpenAI's two checkpoints; nothing in them is executed."""
     from pipeline_lib.generators.glide.convert import convert
+    from pipeline_lib.interrupts import end_as_python_does
 
+    end_as_python_does()  # half a folder of models is removed
     convert(base, upsample, out, tokenizer, tokenizer_revision)
     print(f"{out} is written. In the configuration: models: {{generator: {out if out.is_absolute() else f'./{out}'}}}")
 
@@ -255,6 +263,14 @@ def schema() -> None:
     from pipeline_lib.config import Config
 
     print(json.dumps(Config.model_json_schema(), indent=2))
+
+
+def _be_alone(context: typer.Context, store: Path) -> None:
+    """For a command that removes artifacts: refused while a run is alive on the store; until it ends, runs are."""
+    from pipeline_lib.presence import at_work
+
+    if store.is_dir():
+        context.with_resource(at_work(store, f"python -m pipeline_lib {context.info_name}", None))
 
 
 def _config(params: Path, overlays: list[Path]):  # type: ignore[no-untyped-def]
@@ -272,18 +288,22 @@ class _PrintableFormatter(logging.Formatter):
 
 def _start(log: Path | None, threads: int) -> None:
     """Set up threads (before torch is imported) and logging: plain lines to stderr and to the log file."""
+    from pipeline_lib.store import storage_errors
+
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = str(threads)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     handlers: list[logging.Handler] = [logging.StreamHandler()]
     if log is not None:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(log, mode="w", encoding="utf-8"))
+        with storage_errors(log.parent):
+            log.parent.mkdir(parents=True, exist_ok=True)
+            handlers.append(logging.FileHandler(log, mode="w", encoding="utf-8"))
     for handler in handlers:
         handler.setFormatter(_PrintableFormatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     logging.basicConfig(level=logging.WARNING, handlers=handlers)
     logging.getLogger("pipeline_lib").setLevel(logging.INFO)
     logging.captureWarnings(True)
+    logging.raiseExceptions = False  # where there is no room for a line of the log, what is made counts
 
 
 # What a wrong path leads to: a folder in a file's place, another user's file, links that go round in a circle.

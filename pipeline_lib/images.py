@@ -151,8 +151,9 @@ def make_shards(shards: Sequence[Artifact], store: Store, load: Callable[[], Gen
     """Draw the images of all `shards`, in batches that run across shards; write each shard when its last image is done.
 
     `load` is called only if there is something to draw. While a batch is sampled, the one before it is encoded, by
-    several threads, and written, so two batches and the unfinished shards are in memory; with real guidance, the
-    encoded references too. Raises ValueError for shards that do not all start at one t*: it is the generator's.
+    several threads, so two batches and an unfinished shard are in memory; with real guidance, the encoded references
+    too. A shard whose images are all drawn is written before the next batch is sampled. Raises ValueError for shards
+    that do not all start at one t*: it is the generator's.
     """
     starts = {shard.spec["real_guidance"]["start"] if shard.spec.get("real_guidance") else None for shard in shards}
     if len(starts) > 1:
@@ -198,6 +199,10 @@ def make_shards(shards: Sequence[Artifact], store: Store, load: Callable[[], Gen
             if writing is not None:
                 writing.result()  # one batch in flight: bounds the memory, and reports a failed write at once
             writing = writer.submit(finish, batch, pixels)
+            if any(request is shard.missing[-1] for shard, request in batch):
+                # A shard is on the disk before more is drawn: a killed job loses one at most. The wait is short against
+                # the sampling of a shard.
+                writing.result()
             progress.update(len(batch))
         if writing is not None:
             writing.result()

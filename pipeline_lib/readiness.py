@@ -1,6 +1,9 @@
-"""Whether a run can be carried out here, asked before anything is made: models, raw data, room on the disk."""
+"""Whether a run can be carried out here, asked before anything is made: models, raw data, room on the disk, permission
+to write."""
 
-from collections.abc import Collection, Iterator
+import os
+import tempfile
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from pipeline_lib.costs import require_disk
@@ -9,7 +12,9 @@ from pipeline_lib.datasets.layouts import require_parts
 from pipeline_lib.errors import UserError
 from pipeline_lib.plan import Plan
 from pipeline_lib.prompt_lengths import cut_prompts
-from pipeline_lib.store import Artifact
+from pipeline_lib.store import Artifact, storage_errors
+
+_PROBE = 64 * 1024  # bytes: what logs, locks and notes of a run take up at least
 
 
 def not_here_yet(plan: Plan) -> list[str]:
@@ -34,6 +39,32 @@ def require_ready(plan: Plan, jobs: Collection[Artifact]) -> None:
     if faults:
         raise UserError("nothing was run:\n" + "\n".join(faults))
     require_disk(plan, jobs, plan.config.costs)
+
+
+def require_writable(files: Iterable[Path]) -> None:
+    """Raises `StorageError` for a folder in which one of the files is to be made and cannot: no permission, no room."""
+    folders = sorted({file.parent for file in files})
+    for place in dict.fromkeys(_nearest(folder) for folder in folders):
+        with storage_errors(place):
+            try:
+                with tempfile.TemporaryFile(dir=place) as probe:
+                    probe.write(bytes(_PROBE))
+            except OSError as error:
+                raise type(error)(error.errno, error.strerror, str(place)) from None
+
+
+def read_only(folders: Iterable[Path]) -> list[str]:
+    """A line for each folder in which this user cannot make anything."""
+    return [
+        f"{folder} is read-only for this user: what is in it is used, what is missing in it cannot be made"
+        for folder in folders
+        if not os.access(_nearest(folder), os.W_OK)
+    ]
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder, or the nearest above it that is there."""
+    return next(place for place in (folder, *folder.absolute().parents) if place.exists())
 
 
 def _absent_raw_data(plan: Plan, jobs: Collection[Artifact]) -> list[tuple[str, str]]:

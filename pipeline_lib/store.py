@@ -208,8 +208,8 @@ def storage_errors(folder: Path) -> Iterator[None]:
         if error.errno in _NOT_ALLOWED and error.filename and _is_below(Path(error.filename), folder):
             raise StorageError(
                 f"{error.filename} cannot be written: {error.strerror}. Give this user the permission to write below "
-                f"{folder}, or name another folder in the configuration (store, results), then run the same command "
-                f"again."
+                f"{folder}, or choose another folder (store, results: in the configuration; logs, .snakemake: where "
+                f"the run is started), then run the same command again."
             ) from error
         raise
 

@@ -1,15 +1,17 @@
-"""A run of the stages up to the manifests, without Snakemake and models, that is killed at a chosen moment.
+"""A run of all stages to Table 1 and its pictures, without Snakemake and models, that is killed at a chosen moment.
 
-`python interrupted_work.py FOLDER` reads commands from its standard input, one a line: the number of the event at which
-to be killed (0: never). Each is carried out in a process of its own, forked after all imports; its answer is a line
-with the number of events that the process saw, or -1 if it was killed. An event is anything that Python itself tells of
-(an audit event) about a file in the folder's store: opening, locking, renaming, removing.
+`python interrupted_work.py FOLDER` reads commands from its standard input, one a line: a sub-folder to work in, the
+number of the event at which to be killed (0: never), and the configuration's bootstrap resamples, on which metrics and
+tables alone depend. Each is carried out in a process of its own, forked after all imports; its answer is a line with
+the number of events that the process saw, or -1 if it was killed. An event is anything that Python itself tells of (an
+audit event) about a file in the folder's store or results: opening it to write, locking, renaming, removing.
 """
 
 import os
 import signal
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from small_project import changed, fake_models, planned, small_params
 from pipeline_lib import stages
 from pipeline_lib.batches import Batches
 from pipeline_lib.classifiers.head import Head, save_head
+from pipeline_lib.datasets.registry import builtin_datasets
 from pipeline_lib.embeddings import make_embeddings
 from pipeline_lib.images import make_shards
 from pipeline_lib.plan import Plan
@@ -29,6 +32,15 @@ from pipeline_lib.sets import make_set
 from pipeline_lib.store import Artifact
 
 PER_CLASS, PER_SHARD, BATCH = 9, 3, 3
+_IMPORTED_BY_STAGES = (
+    "classifiers.runs",
+    "classifiers.tuning",
+    "figures",
+    "metrics.cells",
+    "prompts",
+    "scores",
+    "tables",
+)
 _EVENTS = frozenset({"open", "os.rename", "os.remove", "os.chmod", "os.mkdir", "fcntl.flock", "tempfile.mkstemp"})
 
 
@@ -59,15 +71,21 @@ class MeanColour:
         return colours / np.linalg.norm(colours, axis=1, keepdims=True)
 
 
-def plan_of(folder: Path) -> Plan:
-    """The plan of the project in a folder; `folder / "shapes"` holds its real images."""
+def params_of(folder: Path, resamples: int = 100) -> dict[str, Any]:
+    """The configuration of the project in a folder; `folder / "shapes"` holds its real images."""
     params = small_params(fake_models(folder / "models"), folder / "shapes", folder / "store")
-    return planned(changed(params, images__per_class=PER_CLASS, images__per_shard=PER_SHARD, prompts__strategy="basic"))
+    sizes = {"images__per_class": PER_CLASS, "images__per_shard": PER_SHARD}
+    return changed(params, **sizes, prompts__strategy="basic", evaluation__bootstrap_resamples=resamples)
 
 
-def work(folder: Path) -> None:
-    """Make what is missing of Table 1's manifests and all before them."""
-    plan = plan_of(folder)
+def plan_of(folder: Path, resamples: int = 100) -> Plan:
+    """Its plan."""
+    return planned(params_of(folder, resamples))
+
+
+def work(folder: Path, resamples: int = 100) -> None:
+    """Make what is missing of Table 1, its pictures and all before them, as Snakemake asks the stages to."""
+    plan = plan_of(folder, resamples)
     store, batches = plan.store, Batches(BATCH, "images")
     generator = LoggedGenerator(folder / "drawn.txt")
 
@@ -81,28 +99,39 @@ def work(folder: Path) -> None:
         def make(units: Sequence[Artifact]) -> None:
             for unit in units:
                 with store.making(unit) as path:
-                    save_head(
-                        path, Head(np.eye(3, dtype=np.float32), np.zeros(3, np.float32), unit.spec["class_names"])
-                    )
+                    # Right, but so unsure that tuning on noise changes what it says.
+                    weight = np.eye(3, dtype=np.float32) / 1000
+                    save_head(path, Head(weight, np.zeros(3, np.float32), unit.spec["class_names"]))
 
         make_set(job, store, make)
 
-    making = {"images": images, "embeddings": embeddings, "heads": heads} | {
-        name: lambda job, name=name: stages.STAGES[name](job, store)
-        for name in ("prompts", "real_images", "scores", "manifests")
-    }
+    fakes = {"images": images, "embeddings": embeddings, "heads": heads}
     wanted = needed(plan)
     for job in plan.jobs.values():
-        if job.path in wanted and not store.path(job).exists():  # as Snakemake asks
-            making[job.spec["stage"]](job)
+        stage = job.spec["stage"]
+        if job.path in wanted and stage not in stages.RESULTS and not store.path(job).exists():
+            fakes[stage](job) if stage in fakes else stages.STAGES[stage](job, store)
+    for out, job in results(plan, folder).items():
+        if not (out.exists() and store.is_current(out, job)):
+            # Snakemake would remove an older one first; whoever runs a stage by hand does not.
+            stages.RESULTS[job.spec["stage"]](job, store, out)
+
+
+def results(plan: Plan, folder: Path) -> dict[Path, Artifact]:
+    """Where the pictures and the table go, and what they are; in the order in which they are made."""
+    sheets = {
+        folder / "results/samples" / f"{dataset}.{kind}.png": plan.samples(dataset, kind)
+        for dataset, kind in plan.sample_sheets("table1")
+    }
+    return sheets | {folder / "results/table1.csv": plan.tables["table1"]}
 
 
 def needed(plan: Plan) -> set[str]:
-    """Paths of the jobs before the manifests of basic prompts, and of these."""
+    """Paths of the jobs that Table 1 and its pictures rest on."""
     by_path = {job.path: job for job in plan.jobs.values()}
     of_unit = {unit.path: job.path for job in plan.jobs.values() for unit in job.members}
     found: set[str] = set()
-    todo = [job.path for job in plan.stage("manifests") if ".basic" in job.path]
+    todo = [path for job in results(plan, Path()).values() for path in (*job.inputs, *job.after)]
     while todo:
         path = of_unit.get(name := todo.pop(), name)
         if path not in found:
@@ -112,13 +141,15 @@ def needed(plan: Plan) -> set[str]:
     return found
 
 
-def die_at(event: int, store: Path) -> list[int]:
+def die_at(event: int, folder: Path) -> list[int]:
     """Kill this process (-9) at that event; returns a list whose length is the number of events so far."""
     seen: list[int] = []
-    place = str(store)
+    places = (str(folder / "store"), str(folder / "results"))
 
     def watch(name: str, arguments: tuple[Any, ...]) -> None:
-        if name in _EVENTS and (name == "fcntl.flock" or any(place in str(argument) for argument in arguments)):
+        if name not in _EVENTS or (name == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR)):
+            return
+        if name == "fcntl.flock" or any(place in str(argument) for argument in arguments for place in places):
             seen.append(1)
             if len(seen) == event:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -128,13 +159,16 @@ def die_at(event: int, store: Path) -> list[int]:
 
 
 def main(folder: Path) -> None:
+    for module in ("pandas", *(f"pipeline_lib.{name}" for name in _IMPORTED_BY_STAGES)):  # once, not in every process
+        import_module(module)
+    builtin_datasets()
     for line in sys.stdin:
-        name, event = line.split()
+        name, event, resamples = line.split()
         ours, theirs = os.pipe()
         child = os.fork()
         if child == 0:
-            seen = die_at(int(event), folder / name / "store")
-            work(folder / name)
+            seen = die_at(int(event), folder / name)
+            work(folder / name, int(resamples))
             os.write(theirs, str(len(seen)).encode())
             os._exit(0)
         os.close(theirs)

@@ -2,15 +2,18 @@
 
 import errno
 import os
+import re
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_generator import FakeGenerator
-from small_project import changed, planned
-from workflow_project import Project
+from interrupted_work import MeanColour, needed, params_of, plan_of, results, work
+from small_project import changed, draw_shapes, planned
+from workflow_project import Project, unprivileged
 
 from pipeline_lib import stages
 from pipeline_lib.cli import run_stage
@@ -145,20 +148,127 @@ def test_a_read_only_store_is_named(params: Params, disk: tuple[Path, Mount], ge
         plan.store.write_specs(plan.prompts("language_enhancement"))
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_store_of_another_user_is_named(params: Params, tmp_path: Path, generator: FakeGenerator):
-    """Without the right to write in its folder."""
-    plan = ready(params, tmp_path / "store")
-    folders = [plan.store.root, *(path for path in plan.store.root.rglob("*") if path.is_dir())]
-    for folder in folders:
-        folder.chmod(0o555)
+def test_every_stage_says_that_the_disk_is_full(disk: tuple[Path, Mount], monkeypatch: pytest.MonkeyPatch):
+    """Whatever it writes, it leaves no half of it, and makes the same bytes when there is room."""
+    place, mount = disk
+    mount("size=8m")
+    draw_shapes(place / "shapes", 2)
+    work(place)
+    monkeypatch.setattr("pipeline_lib.stages._encoder_loader", lambda *_: MeanColour)
+    plan = plan_of(place)
+    results_of_plan = results(plan, place)
+    wanted = {job.path: plan.store.path(job) for job in plan.jobs.values() if job.path in needed(plan)}
+    jobs = [*plan.jobs.values(), *results_of_plan.values()]
+    places = wanted | {job.path: path for path, job in results_of_plan.items()}
+    plan.store.write_specs(job for job in jobs if job.path in places)
+    stopped = []
+    for job in jobs:
+        stage = job.spec["stage"]
+        if job.path not in places or stage in ("images", "heads"):  # these need a model; images: see above
+            continue
+        out = places[job.path]
+        made = [plan.store.path(unit) for unit in job.members] or [out]
+        before = [path.read_bytes() for path in made]
+        for path in made:
+            path.unlink()
+        filling = place / "filling"
+        with suppress(OSError), filling.open("wb", buffering=0) as stream:
+            while True:
+                stream.write(bytes(1024))
+        with pytest.raises(StorageError, match=r"No space left in .* are free\. What was finished stays"):
+            run_stage(stage, plan.store.spec_path(job), out, plan.store.root)
+        assert not list(place.rglob("*.tmp"))
+        filling.unlink()
+        run_stage(stage, plan.store.spec_path(job), out, plan.store.root)
+        assert [path.read_bytes() for path in made] == before
+        stopped.append(stage)
+    assert set(stopped) >= {"prompts", "real_images", "embeddings", "scores", "manifests", "classifiers"}
+    assert set(stopped) >= {"predictions", "metrics", "samples", "tables"}
+
+
+def test_a_run_on_a_full_disk_does_not_start(params: Params, disk: tuple[Path, Mount]):
+    """Nor does Snakemake stumble over its own notes, for which there is no room either."""
+    pytest.importorskip("snakemake")
+    place, _ = disk
+    with (place / "filling").open("wb") as stream:
+        stream.write(bytes(560_000))
+    done = Project(place, params).snakemake("results/table1.csv")
+    assert done.returncode == 1
+    assert "No space left in" in done.stderr
+    assert "Make room" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# --- no permission ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a finished project."""
+    folder = tmp_path_factory.mktemp("finished")
+    draw_shapes(folder / "shapes", 2)
+    work(folder)
+    return folder
+
+
+@contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """Within it nothing can be made, changed or removed below a folder."""
+    paths = [folder, *folder.rglob("*")]
+    for path in paths:
+        path.chmod(path.stat().st_mode & ~0o222)
     try:
-        with pytest.raises(StorageError, match=r"store/\S+ cannot be written: Permission denied"):
-            draw(plan)
+        yield
     finally:
-        for folder in folders:
-            folder.chmod(0o755)
-    assert generator.n_drawn == 0
+        for path in paths:
+            path.chmod(path.stat().st_mode | 0o200)
+
+
+def test_a_stage_whose_store_may_not_be_written_to_names_it(finished: Path):
+    """And the permission that is missing, without a traceback."""
+    plan = plan_of(finished)
+    (prompts,) = plan.prompts("basic")
+    plan.store.write_specs([prompts])
+    out = plan.store.path(prompts)
+    out.unlink()
+    command = ("prompts", "--spec", plan.store.spec_path(prompts), "--out", out, "--store", plan.store.root)
+    project = Project(finished, params_of(finished), unprivileged())
+    with read_only(plan.store.root):
+        done = project.pipeline_lib(*map(str, command))
+    assert done.returncode == 1
+    assert "cannot be written: Permission denied. Give this user the permission" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert project.pipeline_lib(*map(str, command)).returncode == 0
+
+
+def test_a_run_that_needs_nothing_is_content_with_a_read_only_store(finished: Path):
+    pytest.importorskip("snakemake")
+    with read_only(finished / "store"):
+        done = Project(finished, params_of(finished), unprivileged()).snakemake("results/table1.csv")
+    assert done.returncode == 0, done.stderr
+    assert "Nothing to be done" in done.stderr
+
+
+@pytest.mark.parametrize("folder", ["store", "results", "logs", ".snakemake"])
+def test_a_run_that_may_not_write_says_where(finished: Path, folder: str):
+    """Before anything is made, and without a traceback."""
+    pytest.importorskip("snakemake")
+    missing = [finished / "results/table1.csv"]
+    if folder == "store":  # then Snakemake would make what rests on the missing part again, and finds it protected
+        missing += [plan_of(finished).store.path(images) for images in plan_of(finished).images("shapes", "basic")]
+    contents = [path.read_bytes() for path in missing]
+    for path in missing:
+        path.unlink()
+    (finished / folder).mkdir(exist_ok=True)
+    with read_only(finished / folder):
+        done = Project(finished, params_of(finished), unprivileged()).snakemake("results/table1.csv")
+    for path, content in zip(missing, contents, strict=True):
+        path.write_bytes(content)
+    assert done.returncode == 1
+    name = finished / "store" if folder == "store" else folder
+    told = rf"{name}\S* (cannot be written: Permission denied|is read-only for this user: .* cannot be made)"
+    assert re.search(told, done.stderr), done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_run_on_a_read_only_store_does_not_start(params: Params, tmp_path: Path, disk: tuple[Path, Mount]):

@@ -526,6 +526,25 @@ def test_an_interrupted_run_keeps_its_finished_shards(params: Params):
     assert draw(plan).n_drawn == 12 - kept
 
 
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 4, 5, 12])
+def test_a_shard_is_on_the_disk_before_more_is_drawn(params: Params, batch_size: int):
+    """Whenever a batch is asked for, all images drawn before it are in shards, but for those of a shard that the batch
+    goes on with: whoever is killed loses one shard, and what of the batch reaches into the next."""
+    plan = ready(params, images__per_class=6, images__per_shard=3)
+    n_images = sum(shard.spec["stop"] - shard.spec["start"] for shard in units(plan))
+    seen = []
+
+    class WatchedGenerator(FakeGenerator):
+        def generate(self, *arguments: Any) -> np.ndarray:
+            written = sum(plan.store.is_complete(shard) for shard in units(plan))
+            assert written == self.n_drawn // 3
+            seen.append(self.n_drawn)
+            return super().generate(*arguments)
+
+    draw(plan, WatchedGenerator(), batch_size)
+    assert seen == list(range(0, n_images, batch_size))
+
+
 def test_a_failed_write_stops_the_run(params: Params, monkeypatch: pytest.MonkeyPatch):
     """A full disk is reported, not swallowed by the thread that writes."""
     plan = ready(params)

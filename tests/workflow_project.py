@@ -18,12 +18,18 @@ from pipeline_lib.store import RECORD_SUFFIX, read_record
 STORE = "my store"  # a name that the shell would split
 
 
+def unprivileged() -> tuple[str, ...]:
+    """What starts a command that may write only where permissions let it: also for root, who else may everywhere."""
+    return ("setpriv", "--bounding-set=-dac_override,-dac_read_search") if os.geteuid() == 0 else ()
+
+
 @dataclass
 class Project:
-    """A working folder with a params.yaml."""
+    """A working folder with a params.yaml; `prefix` starts what is run (`unprivileged`)."""
 
     folder: Path
     params: dict[str, Any]
+    prefix: tuple[str, ...] = ()
     first_results: dict[str, bytes] = field(default_factory=dict)
     program: tuple[str, ...] = ("-m", "snakemake")
 
@@ -82,7 +88,7 @@ class Project:
     def _python(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         return subprocess.run(
-            [sys.executable, *arguments],
+            [*self.prefix, sys.executable, *arguments],
             cwd=self.folder,
             env=environment,
             capture_output=True,
