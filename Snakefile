@@ -9,13 +9,14 @@
 include: "workflow/rules/configuration.smk"
 
 
-# A job of a cluster gets the configuration that its run was started with: see onstart in rules/common.smk.
+# A job of a cluster gets the configuration that its run was started with: see onstart in rules/run.smk.
 if workflow.is_main_process:
 
     configfile: "params.yaml"
 
 
 include: "workflow/rules/common.smk"
+include: "workflow/rules/run.smk"
 include: "workflow/rules/prompts.smk"
 include: "workflow/rules/images.smk"
 include: "workflow/rules/embeddings.smk"

@@ -8,6 +8,11 @@ from snakemake.exceptions import WorkflowError
 
 sys.path.insert(0, str(workflow.basedir))
 
+from pipeline_lib.interrupts import end_at_once
+
+if workflow.is_main_process:
+    end_at_once()  # while it imports and plans
+
 from pipeline_lib.errors import UserError
 from pipeline_lib.yaml_files import read_yaml
 
