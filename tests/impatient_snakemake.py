@@ -1,6 +1,6 @@
 """Snakemake that looks at its queue every second; by itself it looks less and less often, down to every three minutes.
 
-python impatient_snakemake.py ...    as snakemake ...
+It takes the arguments that `snakemake` takes.
 """
 
 import asyncio
