@@ -129,12 +129,12 @@ def clear_half_files():
 
 onstart:
     try:
-        if workflow.is_main_process:
-            start_work(Path(STORE), "snakemake", [artifact.key for artifact in artifacts_to_make()])
         require_intact(PLAN.config.models)
         require_ready(PLAN, artifacts_to_make())
         require_gpu()
         require_writable(files_to_make())
+        if workflow.is_main_process:
+            start_work(Path(STORE), "snakemake", [artifact.key for artifact in artifacts_to_make()])
         PLAN.store.write_specs(PLAN.jobs.values())
     except UserError as error:
         raise WorkflowError(str(error)) from None
