@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import unicodedata
@@ -216,6 +217,27 @@ with atomic_path(Path(sys.argv[1])) as temporary:
     print("written", flush=True)
     time.sleep(60)
 """
+
+
+def test_content_is_on_the_disk_before_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """After a power cut a name stands for the whole content; and once it is made it is still there after one."""
+    events = []
+    replace, fsync = Path.replace, os.fsync
+
+    def noted_fsync(handle: int) -> None:
+        status = os.fstat(handle)
+        events.append("folder synced" if stat.S_ISDIR(status.st_mode) else f"{status.st_size} bytes synced")
+        fsync(handle)
+
+    def noted_replace(self: Path, target: Path) -> Path:
+        events.append("renamed")
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(Path, "replace", noted_replace)
+    with atomic_path(tmp_path / "artifact") as path:
+        path.write_bytes(b"content")
+    assert events == ["7 bytes synced", "renamed", "folder synced"]
 
 
 def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path: Path):

@@ -70,13 +70,13 @@ def clear_half_files():
 
 onstart:
     try:
-        if workflow.is_main_process:
-            start_work(Path(STORE), "snakemake", [artifact.key for artifact in artifacts_to_make()])
         require_intact(PLAN.config.models)
         require_ready(PLAN, artifacts_to_make())
         require_gpu()
         require_queue()
         require_writable(files_to_make())
+        if workflow.is_main_process:
+            start_work(Path(STORE), "snakemake", [artifact.key for artifact in artifacts_to_make()])
         PLAN.store.write_specs(PLAN.jobs.values())
         if not workflow.local_exec:  # Snakemake passes these files to each job, which reads no other: see Snakefile
             workflow.config_settings.configfiles = [hand_over(config, Path(".snakemake/configurations"))]
