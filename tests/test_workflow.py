@@ -350,12 +350,12 @@ def test_a_dry_run_writes_nothing(untouched: Project):
 
 
 def test_planning_the_shipped_study_takes_seconds(tmp_path: Path):
-    """Table 1 of params.yaml, six data sets, is planned in a few seconds (15 allowed, for a machine that is busy)."""
+    """Table 1 of params.yaml, six data sets, is planned in a few seconds (60 allowed, for a machine that is busy)."""
     overlay = {"models": fake_models(tmp_path), "store": "store"}
     (tmp_path / "overlay.yaml").write_text(yaml.safe_dump(overlay))
     shutil.copy(REPOSITORY / "params.yaml", tmp_path)
     project = Project(tmp_path, yaml.safe_load((REPOSITORY / "params.yaml").read_text()))
     started = time.perf_counter()
     done = project.snakemake("--configfile", "overlay.yaml", "--dry-run", "--", TABLE1)
-    assert time.perf_counter() - started < 15
+    assert time.perf_counter() - started < 60
     assert done.returncode == 0, done.stderr

@@ -201,10 +201,10 @@ def test_a_large_split_is_drawn_from_in_no_time():
     """300,000 images of 1,000 classes: listed once, not once per class."""
     sizes = {f"{number:04d}": 300 for number in range(1000)}
     split = listed(sizes)
-    started = time.perf_counter()
+    started = time.process_time()
     draw = draw_shots(split, recipe(sizes, n_shots=16, n_validation=4))
     assert len(positions_of(draw, split)) == 20_000
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 10
 
 
 # --- from a data set to shards ----------------------------------------------------------------------------------------

@@ -146,7 +146,7 @@ def test_without_hub_and_cache_the_message_says_what_to_download(tmp_path: Path,
     started = time.monotonic()
     with pytest.raises(UserError) as found:
         pipeline_folder(REPOSITORY, COMMIT)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60
     assert f"hf download {REPOSITORY} --revision {COMMIT} --local-dir" in str(found.value)
     assert "models.generator: FOLDER" in str(found.value)
 
