@@ -10,7 +10,7 @@ include: "workflow/rules/configuration.smk"
 
 
 # A job of a cluster gets the configuration that its run was started with: see onstart in rules/run.smk.
-if workflow.is_main_process:
+if not HANDED_OVER:
 
     configfile: "params.yaml"
 

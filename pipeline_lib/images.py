@@ -209,7 +209,7 @@ def make_shards(shards: Sequence[Artifact], store: Store, load: Callable[[], Gen
 
 
 def _cut_prompts(todo: Sequence[_Drawing], generator: Generator) -> Counter[str]:
-    """By path of the shard, how many images are to be drawn from a prompt whose end the text encoder does not read.
+    """By path of the shard, how many of the prompts that are to be drawn lose their end in the text encoder.
 
     Raises `UserError` where what it does not read is the class's name, or a part of the negative prompt.
     """
@@ -219,9 +219,9 @@ def _cut_prompts(todo: Sequence[_Drawing], generator: Generator) -> Counter[str]
             f"images.negative_prompt: the text encoder reads of {shortened(negative)} no more than "
             f"{shortened(beginning)}; shorten it"
         )
-    read = {request.prompt: generator.read(request.prompt) for _, request in todo}
-    for _, request in todo:
-        if fault := lost_name(request.class_name, request.prompt, read[request.prompt]):
+    read = {prompt: generator.read(prompt) for prompt in dict.fromkeys(request.prompt for _, request in todo)}
+    for class_name, prompt in dict.fromkeys((request.class_name, request.prompt) for _, request in todo):
+        if fault := lost_name(class_name, prompt, read[prompt]):
             raise UserError(fault)
     if cut := sorted(prompt for prompt, beginning in read.items() if beginning != prompt):
         log.warning(
@@ -231,7 +231,8 @@ def _cut_prompts(todo: Sequence[_Drawing], generator: Generator) -> Counter[str]
             shortened(cut[0]),
             shortened(read[cut[0]]),
         )
-    return Counter(shard.artifact.path for shard, request in todo if read[request.prompt] != request.prompt)
+    drawn = {(shard.artifact.path, request.prompt) for shard, request in todo}
+    return Counter(path for path, prompt in drawn if read[prompt] != prompt)
 
 
 def _row(request: Request, pixels: NDArray[np.float32], image_format: str) -> dict[str, Any]:

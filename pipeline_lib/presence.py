@@ -17,7 +17,7 @@ from pipeline_lib.errors import UserError
 from pipeline_lib.store import storage_errors
 
 _HELD = frozenset({errno.EWOULDBLOCK, errno.EACCES})
-_NO_LOCKS = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK})
+NO_LOCKS = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK})
 
 # --- in a working folder ----------------------------------------------------------------------------------------------
 
@@ -62,8 +62,9 @@ def clear_unreadable(snakemake: Path) -> None:
         try:
             if note.is_file():
                 note.read_text(encoding="utf-8")
-        except ValueError:
-            note.unlink(missing_ok=True)
+        except (OSError, ValueError):
+            with suppress(OSError):
+                note.unlink()
 
 
 def _marked(mark: Path) -> Path | None:
@@ -128,7 +129,7 @@ def start_work(store: Path, doing: str, makes: Collection[str] | None) -> int | 
                     )
             return _notice(folder, work)
     except OSError as error:
-        if error.errno in _NO_LOCKS or (makes is not None and not makes):
+        if error.errno in NO_LOCKS or (makes is not None and not makes):
             return None
         raise
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
+from pipeline_lib.errors import UserError
+from pipeline_lib.presence import NO_LOCKS
 from pipeline_lib.records import Member, SetReceipt
 from pipeline_lib.store import Artifact, Store, storage_errors
 
@@ -109,6 +111,13 @@ def _try_lock(unit: Artifact, store: Store) -> FileLock | None:
             lock.acquire(blocking=False)
     except Timeout:
         return None
+    except OSError as error:
+        if error.errno in NO_LOCKS:
+            raise UserError(
+                f"{path} cannot be locked: {error.strerror}. Name a store on a file system that has locks (store in "
+                f"the configuration): without them, jobs that run side by side would make the same twice"
+            ) from error
+        raise
     return lock
 
 

@@ -76,8 +76,6 @@ class NoClusterError(Exception):
 
 def install() -> None:
     """Install what is missing. Raises `NoClusterError` where that cannot be done."""
-    if os.geteuid() != 0:
-        raise NoClusterError("a Slurm cluster can only be started by root")
     if all(map(shutil.which, PROGRAMS)):
         return
     if shutil.which("apt-get") is None:
@@ -105,6 +103,8 @@ def apt_get(*command: str) -> None:
 @contextlib.contextmanager
 def slurm() -> Iterator[None]:
     """A running cluster, empty at first; afterwards its jobs, daemons and files are gone. Raises `NoClusterError`."""
+    if os.geteuid() != 0:
+        raise NoClusterError("a Slurm cluster can only be started by root")
     with contextlib.ExitStack() as after:
         # Packages, ports and /etc/slurm are the machine's.
         after.enter_context(FileLock(Path(tempfile.gettempdir()) / "pipeline_lib-test-cluster.lock"))

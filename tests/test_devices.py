@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
+from missing import missing
 from small_project import REPOSITORY, changed, planned
 from workflow_project import STORE, Project
 
@@ -226,7 +227,7 @@ def test_processes_never_share_a_gpu(tmp_path: Path):
 def test_users_do_not_share_a_gpu():
     """What one user's process holds another's waits for, wherever each keeps its temporary files."""
     if os.geteuid() != 0:
-        pytest.skip("needs root, to become two users")
+        missing("needs root, to become two users")
     (gpu,) = new_gpus(1)
     users = start_python(str(CLAIMANTS), "users", "65533", "65534", CUDA_VISIBLE_DEVICES=gpu)
     output, messages = users.communicate(timeout=300)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from fake_generator import FakeGenerator
 from interrupted_work import MeanColour, needed, params_of, plan_of, results, work
+from missing import missing
 from small_project import changed, draw_shapes, planned
 from workflow_project import Project, unprivileged
 
@@ -38,9 +39,9 @@ def disk(tmp_path: Path) -> Iterator[tuple[Path, Mount]]:
     try:
         made = mount("size=600k")
     except FileNotFoundError:
-        pytest.skip("there is no `mount` here")
+        missing("there is no `mount` here")
     if made.returncode:
-        pytest.skip(f"a small file system cannot be mounted here: {made.stderr.strip()}")
+        missing(f"a small file system cannot be mounted here: {made.stderr.strip()}")
 
     def again(options: str) -> None:
         done = mount("remount", *options.split(","))

@@ -86,11 +86,12 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) ->
         time.sleep(0.002)
 
 
-def kill(process: subprocess.Popen[str]) -> None:
-    """kill -9 of the whole process group, if it is still there."""
+def kill(process: subprocess.Popen[str]) -> int:
+    """kill -9 of the whole process group, if it is still there; returns how it ended."""
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
+    return process.returncode
 
 
 def n_files(folder: Path) -> int:
@@ -173,16 +174,18 @@ def push_again(project: Clone) -> None:
 def test_killed_transfers_to_and_from_a_folder_go_on(project: Clone):
     """A push and a pull are killed at two moments each; the same commands then end with all files whole."""
     shutil.rmtree(project.remote)
+    ends = []
     for n in (1, 100):
         push = project.start("dvc", "push")
         wait_until(lambda n=n: n_files(project.remote) >= n, push)
-        kill(push)
+        ends.append(kill(push))
     push_again(project)
     clone = project.clone("clone")
     for folder, n in ((".dvc/cache", 100), ("store", 1)):
         pull = clone.start("dvc", "pull")
         wait_until(lambda folder=folder, n=n: n_files(clone.folder / folder) >= n, pull)
-        kill(pull)
+        ends.append(kill(pull))
+    assert -signal.SIGKILL in ends
     pulled(clone, project.tracked())
 
 

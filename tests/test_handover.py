@@ -10,7 +10,7 @@ import yaml
 from small_project import changed, draw_shapes, fake_models, planned, small_params
 from workflow_project import STORE, Project
 
-from pipeline_lib.handover import hand_over
+from pipeline_lib.handover import hand_over, is_handed_over
 
 # A scheduler that runs a job at once, after its user has thought better of the whole study.
 SUBMIT = """\
@@ -42,6 +42,21 @@ def test_runs_of_one_folder_do_not_meet(params: dict[str, Any], tmp_path: Path):
     assert hand_over(params, tmp_path) == first
     assert first.stat() == written
     assert json.loads(first.read_text())["seed"] == 0
+
+
+def test_a_damaged_handover_is_written_again(params: dict[str, Any], tmp_path: Path):
+    """A file of its name is not taken for it unread."""
+    path = hand_over(params, tmp_path)
+    path.write_bytes(path.read_bytes()[:100])
+    assert json.loads(hand_over(params, tmp_path).read_text()) == params
+
+
+def test_what_was_handed_over_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """By its folder, whichever way the path is written; an overlay of somebody's is no whole configuration."""
+    monkeypatch.chdir(tmp_path)
+    path = hand_over({})
+    assert is_handed_over([path]) and is_handed_over([str(path.relative_to(tmp_path))])
+    assert not is_handed_over([]) and not is_handed_over(["overlay.yaml", tmp_path / "workflow/studies/paper.yaml"])
 
 
 @pytest.fixture

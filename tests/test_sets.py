@@ -1,5 +1,6 @@
 """Sets of units: only what is missing is made, once; the receipt names the units and always has the same bytes."""
 
+import errno
 import os
 import threading
 import time
@@ -214,6 +215,18 @@ def test_stages_claim_their_device_before_they_lock(
     monkeypatch.setattr(stages, "claimed", claimed)
     with pytest.raises(ClaimedError):
         stages.STAGES[stage](whole, store)
+
+
+def test_a_store_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As on a network file system whose lock service is off."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    store = Store(tmp_path / "store")
+    with pytest.raises(UserError, match=r"store/\S+\.lock cannot be locked: No locks available\. Name a store on"):
+        make_set(set_of(1), store, Maker(store))
 
 
 def test_lock_files_do_not_pile_up_in_one_folder(tmp_path: Path):

@@ -1,10 +1,11 @@
 """Imported by every Python that has this folder on PYTHONPATH: there, GPUs that only `nvidia-smi` lists can be used.
 
 A stage that claims one computes on the CPU; images are noise. In the folder SIMULATED_GPUS each process notes what it
-claims, and holds it until as many processes have asked as the file `side_by_side` there says.
+claims, and holds it until as many processes have one or wait for one as the file `side_by_side` there says.
 """
 
 import atexit
+import logging
 import os
 import time
 from collections.abc import Sequence
@@ -22,11 +23,19 @@ notes = Path(os.environ["SIMULATED_GPUS"])
 me = str(os.getpid())
 
 
+class NoteWaiting(logging.Handler):
+    """Notes that this process has asked for a GPU and waits."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.getMessage().startswith("waiting"):
+            (notes / "asked" / me).touch()
+
+
 def claimed(_: str) -> str:
     """See `pipeline_lib.devices.claimed`."""
-    (notes / "running" / me).touch()
-    (notes / "asked" / me).touch()
+    devices.log.addHandler(NoteWaiting())
     gpu = devices.claim()
+    (notes / "running" / me).touch()
     atexit.register((notes / "running" / me).unlink)  # before the claim ends: what is registered last comes first
     mark = notes / f"{gpu}.held"
     try:
@@ -37,6 +46,7 @@ def claimed(_: str) -> str:
         how = "together"
     with (notes / "claims").open("a") as claims:
         claims.write(f"{gpu} {how} {len(list((notes / 'running').iterdir()))}\n")
+    (notes / "asked" / me).touch()
     return "cpu"
 
 

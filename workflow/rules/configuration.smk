@@ -14,10 +14,13 @@ if workflow.is_main_process:
     end_at_once()  # while it imports and plans
 
 from pipeline_lib.errors import UserError
+from pipeline_lib.handover import is_handed_over
 from pipeline_lib.yaml_files import read_yaml
 
+HANDED_OVER = is_handed_over(workflow.configfiles)
+
 try:
-    if workflow.is_main_process:
+    if not HANDED_OVER:
         for file in (*workflow.configfiles, "params.yaml"):
             read_yaml(Path(file))
 except UserError as error:

@@ -47,8 +47,10 @@ def require_queue():
     if workflow.executor_plugin.name == "slurm":
         settings = workflow.executor_settings
         slurm.require_answers(settings.status_command, settings.init_seconds_before_status_checks)
-        partitions = (job.resources.get("slurm_partition") for job in workflow.dag.needrun_jobs())
-        slurm.require_partitions(str(name) for name in partitions if name)
+        asked = [job.resources for job in workflow.dag.needrun_jobs() if job.resources.get("slurm_partition")]
+        # Partitions of another cluster of a federation are not known here.
+        here = [needs for needs in asked if not needs.get("cluster") and not needs.get("clusters")]
+        slurm.require_partitions(str(needs["slurm_partition"]) for needs in here)
 
 
 def artifacts_to_make():
@@ -75,17 +77,16 @@ onstart:
         require_gpu()
         require_queue()
         require_writable(files_to_make())
-        if workflow.is_main_process:
-            start_work(Path(STORE), "snakemake", [artifact.key for artifact in artifacts_to_make()])
+        start_work(Path(STORE), "snakemake", [artifact.key for artifact in artifacts_to_make()])
         PLAN.store.write_specs(PLAN.jobs.values())
         if not workflow.local_exec:  # Snakemake passes these files to each job, which reads no other: see Snakefile
-            workflow.config_settings.configfiles = [hand_over(config, Path(".snakemake/configurations"))]
+            workflow.config_settings.configfiles = [hand_over(config)]
     except UserError as error:
         raise WorkflowError(str(error)) from None
     clear_half_files()
-    if workflow.is_main_process and workflow.local_exec:
+    if workflow.local_exec:
         end_jobs_too()
-    elif workflow.is_main_process:  # Snakemake then cancels what is in the queue
+    else:  # Snakemake then cancels what is in the queue
         end_as_python_does()
 
 
