@@ -19,7 +19,7 @@ from pathlib import Path
 from pipeline_lib import devices
 
 N, PER_WAVE, N_KILLED = 64, 16, 16
-SECONDS = 100  # nothing here lasts longer, whatever is broken
+SECONDS = 500  # nothing here lasts longer, whatever is broken
 
 
 def waves(folder: Path) -> None:

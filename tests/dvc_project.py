@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 from small_project import REPOSITORY, SHAPES, changed, draw_shapes, fake_models, own_dataset, planned, small_params
 
+from pipeline_lib.records import Member, SetReceipt
 from pipeline_lib.store import Artifact, Store, read_record
 
 LARGE_CLASS, LARGE = (
@@ -82,7 +83,7 @@ class Clone:
         return Clone(self.folder.parent / name)
 
     def tracked(self) -> dict[str, bytes]:
-        """What DVC keeps versions of, and the results."""
+        """What DVC keeps versions of, and the results; not what a killed process has left half-written."""
         folders = [
             name for stage in self._stages() for out in stage["outs"] for name in out if name.startswith("store")
         ]
@@ -90,7 +91,7 @@ class Clone:
             path.relative_to(self.folder).as_posix(): path.read_bytes()
             for folder in [*folders, "results"]
             for path in (self.folder / folder).rglob("*")
-            if path.is_file()
+            if path.is_file() and path.suffix != ".tmp"
         }
 
     def _stages(self) -> list[dict[str, Any]]:
@@ -169,7 +170,7 @@ def finish(folder: Path, params: dict[str, Any]) -> None:
                     _make_result(artifact, plan.store, results[artifact.path])
                 elif not plan.store.is_complete(artifact):
                     with plan.store.making(artifact) as path:
-                        path.write_bytes(_content(artifact))
+                        path.write_bytes(_receipt(artifact, plan.store) if artifact.members else _content(artifact))
 
 
 def _make_result(artifact: Artifact, store: Store, path: Path) -> None:
@@ -180,6 +181,13 @@ def _make_result(artifact: Artifact, store: Store, path: Path) -> None:
         path.with_suffix(suffix).write_bytes(b'{"top1": 1}' if suffix == ".json" else _content(artifact))
     with store.making(artifact, path=path) as temporary:
         temporary.write_bytes(_content(artifact))
+
+
+def _receipt(artifact: Artifact, store: Store) -> bytes:
+    """What a set's file says: the digests of its units."""
+    records = [store.record(unit) for unit in artifact.members]
+    members = [Member(path=record.path, sha256=record.sha256, n_rows=None) for record in records if record is not None]
+    return SetReceipt(stage=str(artifact.spec["set"]), members=members).model_dump_json().encode()
 
 
 def _content(artifact: Artifact) -> bytes:

@@ -325,7 +325,7 @@ def artifacts(project: Project) -> dict[str, bytes]:
     return {
         path.relative_to(project.store).as_posix(): path.read_bytes()
         for path in project.store.rglob("*")
-        if path.is_file() and not path.name.endswith(".record.json") and path.name != "timings.jsonl"
+        if path.is_file() and not path.name.endswith((".record.json", ".lock")) and path.name != "timings.jsonl"
     }
 
 

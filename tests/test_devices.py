@@ -215,7 +215,7 @@ def test_processes_never_share_a_gpu(tmp_path: Path):
     """64 processes in waves of 16 on three GPUs, 16 of them killed -9 as holders: none is held twice, none is lost."""
     gpus = new_gpus(3)
     processes = start_python(str(CLAIMANTS), "waves", str(tmp_path), CUDA_VISIBLE_DEVICES=",".join(gpus))
-    _, messages = processes.communicate(timeout=300)
+    _, messages = processes.communicate(timeout=600)
     assert processes.returncode == 0, messages
     claims = [line.split() for line in (tmp_path / "claims").read_text().splitlines()]
     assert {how for *_, how in claims} == {"alone"}
@@ -230,7 +230,7 @@ def test_users_do_not_share_a_gpu():
         missing("needs root, to become two users")
     (gpu,) = new_gpus(1)
     users = start_python(str(CLAIMANTS), "users", "65533", "65534", CUDA_VISIBLE_DEVICES=gpu)
-    output, messages = users.communicate(timeout=300)
+    output, messages = users.communicate(timeout=600)
     assert users.returncode == 0, messages
     assert output.splitlines() == ["65533 has it", "65534 waits", "65533 ends", "65534 has it"], messages
 

@@ -189,7 +189,7 @@ def test_a_failed_write_stops_the_job(tmp_path: Path):
     store = Store(tmp_path)
     units = shards(store, 5)
     store.remove(units[0].spec["images"] + ".record.json")
-    with pytest.raises(UserError, match="missing or incomplete"):
+    with pytest.raises(UserError, match="has no readable record"):
         make_embeddings(units, store, FakeEncoder(5), 1)
 
 
