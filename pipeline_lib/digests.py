@@ -8,8 +8,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from pipeline_lib.errors import UserError
+from pipeline_lib.files import file_sha256, write_json
 from pipeline_lib.paths import files_below, is_file, is_folder, kind_of
-from pipeline_lib.store import file_sha256, key_of, write_json
+from pipeline_lib.store import key_of
 
 _CACHE_FROM_BYTES = 64 * 1024 * 1024  # in all; less hashes faster than the cache is worth
 # Of a model folder these determine the numbers; READMEs and pictures do not.

@@ -7,8 +7,8 @@ from pathlib import Path
 from pipeline_lib import shipped
 from pipeline_lib.digests import model_files
 from pipeline_lib.errors import UserError
+from pipeline_lib.files import file_sha256
 from pipeline_lib.sections import Models
-from pipeline_lib.store import file_sha256
 
 CARD = "README.md"
 _LOCAL = "local-dir:"

@@ -10,9 +10,10 @@ from pipeline_lib.costs import require_disk
 from pipeline_lib.datasets.fashion_mnist import FashionMnistError, require_whole
 from pipeline_lib.datasets.layouts import require_parts
 from pipeline_lib.errors import UserError
+from pipeline_lib.files import storage_errors
 from pipeline_lib.plan import Plan
 from pipeline_lib.prompt_lengths import cut_prompts
-from pipeline_lib.store import Artifact, storage_errors
+from pipeline_lib.store import Artifact
 
 _PROBE = 64 * 1024  # bytes: what logs, locks and notes of a run take up at least
 

@@ -21,12 +21,13 @@ from PIL import Image
 from pipeline_lib.devices import claimed
 from pipeline_lib.errors import NotComputableError
 from pipeline_lib.few_shot_data import batch_norm_data
+from pipeline_lib.files import atomic_path, write_json
 from pipeline_lib.predictions import by_run as predictions_by_run
 from pipeline_lib.predictions import predictions_table, read_reason, read_runs, write_predictions
 from pipeline_lib.progress import Progress
 from pipeline_lib.records import FewShotCell, FewShotCells
 from pipeline_lib.sets import make_set
-from pipeline_lib.store import Artifact, Store, atomic_path, write_json
+from pipeline_lib.store import Artifact, Store
 from pipeline_lib.timings import phase
 
 if TYPE_CHECKING:
