@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline_lib.errors import UserError
+from pipeline_lib.paths import nearest_existing
 
 _TEMPORARY_SUFFIX = ".tmp"
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -112,8 +113,7 @@ def storage_errors(folder: Path) -> Iterator[None]:
 
 
 def _no_room(error: OSError, folder: Path) -> str:
-    place = Path(error.filename).parent if error.filename else folder
-    place = next(path for path in (place, *place.absolute().parents) if path.exists())
+    place = nearest_existing(Path(error.filename).parent if error.filename else folder)
     if error.errno == errno.EDQUOT:
         left = "the quota is used up"
     else:
