@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from test_few_shot_data import NAMES, at, put_drawn, put_features, put_real_features
+from test_few_shot_data import NAMES, at, put_drawn, put_features, put_real_features, put_set
 
 from pipeline_lib import stages, stages_few_shot
 from pipeline_lib.classifiers.coop import CoOpSettings
@@ -23,7 +23,7 @@ from pipeline_lib.classifiers.tip_adapter import TipAdapter
 from pipeline_lib.classifiers.tuning import TunedHead
 from pipeline_lib.errors import NotComputableError, UserError
 from pipeline_lib.predictions import predictions_table, write_predictions
-from pipeline_lib.records import FewShotCells, Member, SetReceipt
+from pipeline_lib.records import FewShotCells
 from pipeline_lib.sections_few_shot import TipAdapter as TipAdapterSettings
 from pipeline_lib.store import Artifact, Store
 
@@ -256,9 +256,11 @@ def test_a_method_that_does_not_fit_says_why_all_the_way_to_its_cells(
     assert store.record(store.relative(file)).details == {"not_computed": "too long: 'ash'"}  # type: ignore[union-attr]
 
     units = [put_real_features(store, "embeddings/test.parquet", {"oak": ([1, 2], []), "elm": ([11], [])}, [1, 11, 2])]
-    receipt = SetReceipt(stage="embeddings", members=[Member(path=path, sha256="", n_rows=3) for path in units])
-    store.path("embeddings/set.json").write_text(receipt.model_dump_json())
-    spec = {"class_names": NAMES, "head": "head.safetensors", "embeddings": "embeddings/set.json"}
+    spec = {
+        "class_names": NAMES,
+        "head": "head.safetensors",
+        "embeddings": put_set(store, "embeddings/set.json", units),
+    }
     predictions = Artifact("predictions", spec | {"few_shot": store.relative(file)}, ".parquet")
     stages.predictions(predictions, store)
     cells = Artifact("few_shot_metrics", CELLS | {"predictions": predictions.path}, ".json")
