@@ -244,4 +244,4 @@ class FewShotCells(_Record):
     encoder: str
     split: str
     predictions: str
-    not_computed: str | None = None  # why there are no cells, where the method itself said so
+    not_computed: str | None = None  # why there are no cells

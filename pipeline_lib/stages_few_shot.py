@@ -205,7 +205,7 @@ _FITS: dict[str, Callable[[Artifact, Head], Fit]] = {
 
 def batch_norm(artifact: Artifact, store: Store) -> None:
     """Heads tuned with the encoder's batch norm in train mode, and what they say of every real image: both here, as the
-    features of the real images change too. Of an encoder without batch norm: a table without runs."""
+    features of the real images change too. Of an encoder without batch norm: a table without runs, and that reason."""
     from pipeline_lib.classifiers.batch_norm import tune_with_batch_norm
     from pipeline_lib.classifiers.head import load_head
     from pipeline_lib.classifiers.tuning import TuningSettings
@@ -240,10 +240,11 @@ def batch_norm(artifact: Artifact, store: Store) -> None:
         n = len(images)
         details.append({"n_images": n, "steps": tuned.steps, "encodes_made": n * settings.epochs + len(labels)})
         log.info("%s: seed %d, %d steps", artifact.folder, run["seed"], tuned.steps)
-    if not by_run:
-        log.warning("%s: the encoder has no batch norm", artifact.folder)
+    reason = None if encoder.has_batch_norm else "the encoder has no batch norm"
+    if reason is not None:
+        log.warning("%s: not computed: %s", artifact.folder, reason)
     runs = np.stack(by_run, axis=1) if by_run else np.empty((len(labels), 0), np.int64)
-    write_predictions(artifact, store, [predictions_table(columns, labels, zero_shot, runs)], details)
+    write_predictions(artifact, store, [predictions_table(columns, labels, zero_shot, runs)], details, reason)
 
 
 def few_shot_metrics(artifact: Artifact, store: Store) -> None:

@@ -133,7 +133,7 @@ def put_images(store: Store, name: str, numbers: Sequence[int]) -> str:
     rows = []
     for number in numbers:
         content = encode_image(np.full((2, 2, 3), (number, 255 - number, 7), np.uint8), "png")
-        rows.append(image_row(f"i{number}", content, "png", 2, 2, class_name="any"))
+        rows.append(image_row(f"i{number}", content, "png", 2, 2, class_name="any", source_id=number))
     write_shard(rows, place(store, name), {})
     return name
 
