@@ -262,13 +262,11 @@ def few_shot_metrics(artifact: Artifact, store: Store) -> None:
         cells.append(
             FewShotCell(shots=n_shots, top1=float(np.mean(per_seed)), top1_per_seed=per_seed, runs=details[columns])
         )
-    learned_from = ("n_real", "n_validation", "n_synthetic")
     result = FewShotCells(
         **{name: spec[name] for name in FewShotCells.model_fields if name in spec},
         n_test=len(labels),
         zero_shot=100.0 * float((table["zero_shot"].to_numpy() == labels).mean()),
         cells=cells,
-        n_encodes_training=sum(run.get(name, 0) for run in details for name in learned_from),
         n_encodes_test=len(labels) * len(details),
         not_computed=read_reason(table),
     )
