@@ -70,8 +70,7 @@ def _rows(unit: Artifact | None, known: Mapping[str, Artifact]) -> int:
 
 def _passes(unit: Artifact, known: Mapping[str, Artifact]) -> int:
     """How often an image passes through the encoder in training with batch norm (Table 6): once in each epoch, and
-    all that are tested on once for zero-shot CLIP and once for each run. Of
-    other units 0.
+    all that are tested on once for zero-shot CLIP and once for each run. Of other units 0.
     """
     spec = unit.spec
     if spec["stage"] != "batch_norm":
