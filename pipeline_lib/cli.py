@@ -98,7 +98,7 @@ def show(
     is_whole: Annotated[bool, typer.Option("--all", help="Print every unit, and long lists whole.")] = False,
 ) -> None:
     """Print how something was made, from a table cell back to prompts, seeds and model digests."""
-    from pipeline_lib.maintenance import provenance
+    from pipeline_lib.provenance import provenance
     from pipeline_lib.store import Store
 
     for line in provenance(path, Store(store), depth, is_whole=is_whole):
