@@ -70,7 +70,8 @@ for _name, _summary in STAGE_HELP.items():
 def run_stage(name: str, spec: Path, out: Path, store_root: Path) -> None:
     """Make the artifact of a spec file. Raises `UserError` where spec, stage and destination do not fit."""
     from pipeline_lib import stages, timings
-    from pipeline_lib.store import Store, read_spec, storage_errors
+    from pipeline_lib.files import storage_errors
+    from pipeline_lib.store import Store, read_spec
 
     started = time.perf_counter()
     artifact = read_spec(spec)
@@ -97,7 +98,7 @@ def show(
     is_whole: Annotated[bool, typer.Option("--all", help="Print every unit, and long lists whole.")] = False,
 ) -> None:
     """Print how something was made, from a table cell back to prompts, seeds and model digests."""
-    from pipeline_lib.maintenance import provenance
+    from pipeline_lib.provenance import provenance
     from pipeline_lib.store import Store
 
     for line in provenance(path, Store(store), depth, is_whole=is_whole):
@@ -192,8 +193,8 @@ def gc(
     delete: Annotated[bool, typer.Option(help="Delete what is listed.")] = False,
 ) -> None:
     """List what none of the studies reaches (params.yaml and one per --overlay); with --delete, delete it."""
+    from pipeline_lib.files import remove_abandoned
     from pipeline_lib.maintenance import remove_all, resting_on, studies, unreached
-    from pipeline_lib.store import remove_abandoned
 
     plans = studies(_config(params, []), [_config(params, [path]) for path in overlay or []])
     if delete:
@@ -288,7 +289,7 @@ class _PrintableFormatter(logging.Formatter):
 
 def _start(log: Path | None, threads: int) -> None:
     """Set up threads (before torch is imported) and logging: plain lines to stderr and to the log file."""
-    from pipeline_lib.store import storage_errors
+    from pipeline_lib.files import storage_errors
 
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = str(threads)

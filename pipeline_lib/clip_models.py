@@ -17,10 +17,10 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from pipeline_lib.errors import UserError
 from pipeline_lib.foreign_code import refuse_code
 from pipeline_lib.hub import hub_folder
+from pipeline_lib.sections import HUB, LOCAL
 
 log = logging.getLogger(__name__)
 KEY = "models.encoders"
-LOCAL, HUB = "local-dir:", "hf-hub:"
 _WEIGHTS = ("open_clip*.safetensors", "open_clip*.bin")
 # What OpenAI's checkpoints hold beside the weights: no other layout has these entries.
 _OPENAI_ENTRIES = frozenset({"input_resolution", "context_length", "vocab_size"})

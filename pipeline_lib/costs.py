@@ -3,10 +3,10 @@
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from pipeline_lib.errors import UserError
 from pipeline_lib.graph import Graph
+from pipeline_lib.paths import nearest_existing
 from pipeline_lib.sections import Costs
 from pipeline_lib.store import Artifact
 
@@ -70,8 +70,7 @@ def _rows(unit: Artifact | None, known: Mapping[str, Artifact]) -> int:
 
 def _passes(unit: Artifact, known: Mapping[str, Artifact]) -> int:
     """How often an image passes through the encoder in training with batch norm (Table 6): once in each epoch, and
-    all that are tested on once for zero-shot CLIP and once for each run. Of
-    other units 0.
+    all that are tested on once for zero-shot CLIP and once for each run. Of other units 0.
     """
     spec = unit.spec
     if spec["stage"] != "batch_norm":
@@ -137,17 +136,10 @@ def _line(what: str, n: int, hours: float | None, rate: float | None) -> str:
 def require_disk(graph: Graph, jobs: Iterable[Artifact], costs: Costs) -> None:
     """Raises `UserError` where the disk of the store has no room for what `jobs` still have to make."""
     needed = estimate(amounts(graph, jobs), costs).n_bytes
-    folder = _existing_parent(graph.store.root)
-    free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(nearest_existing(graph.store.root)).free
     if needed > free:
         raise UserError(
             f"store: the run needs about {needed / 1e9:,.1f} GB in {graph.store.root}, the disk there has "
             f"{free / 1e9:,.1f} GB left; make room, put `store` on a larger disk, ask for fewer images "
             f"(images.per_class), or correct costs.kilobytes_per_image ({costs.kilobytes_per_image:,.12g})"
         )
-
-
-def _existing_parent(path: Path) -> Path:
-    """The path itself, or the nearest folder above it that is there."""
-    path = path.absolute()
-    return next(parent for parent in (path, *path.parents) if parent.exists())

@@ -8,8 +8,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from pipeline_lib.errors import UserError
+from pipeline_lib.files import file_sha256, write_json
 from pipeline_lib.paths import files_below, is_file, is_folder, kind_of
-from pipeline_lib.store import file_sha256, key_of, write_json
+from pipeline_lib.sections import HUB, LOCAL
+from pipeline_lib.store import key_of
 
 _CACHE_FROM_BYTES = 64 * 1024 * 1024  # in all; less hashes faster than the cache is worth
 # Of a model folder these determine the numbers; READMEs and pictures do not.
@@ -111,22 +113,22 @@ def encoder_digest(model: str, pretrained: str | None, revision: str | None, nam
     `name` is the key below `models.encoders` to name in errors.
     """
     key = f"models.encoders.{name}"
-    if model.startswith("local-dir:"):
-        folder = model.removeprefix("local-dir:")
+    if model.startswith(LOCAL):
+        folder = model.removeprefix(LOCAL)
         if not is_folder(folder):
             raise MissingModelError(f"{key}: the folder {folder!r} of {model!r} does not exist; name a model folder")
         return model_digest(folder, None, f"encoders.{name}", cache)
-    if model.startswith("hf-hub:"):
+    if model.startswith(HUB):
         if revision is None:
             raise UserError(
                 f"{key}: pin {model!r} with {key}.revision (a commit of the hub repository), so that the same weights "
                 f"are used every time"
             )
-        return f"hub:{model.removeprefix('hf-hub:')}@{revision}"
+        return f"hub:{model.removeprefix(HUB)}@{revision}"
     if pretrained is None:
         raise UserError(
             f"{key}: {model!r} names an architecture without weights; name them in {key}.pretrained (for example "
-            f"openai), or give local-dir:FOLDER or hf-hub:OWNER/NAME"
+            f"openai), or give {LOCAL}FOLDER or {HUB}OWNER/NAME"
         )
     if is_file(pretrained):
         return f"open_clip:{model}:sha256:{cache.file(Path(pretrained))}"

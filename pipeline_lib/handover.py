@@ -10,7 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from pipeline_lib.store import atomic_path, storage_errors
+from pipeline_lib.files import atomic_path, storage_errors
 
 FOLDER = Path(".snakemake/configurations")
 

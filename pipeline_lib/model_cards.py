@@ -7,11 +7,10 @@ from pathlib import Path
 from pipeline_lib import shipped
 from pipeline_lib.digests import model_files
 from pipeline_lib.errors import UserError
-from pipeline_lib.sections import Models
-from pipeline_lib.store import file_sha256
+from pipeline_lib.files import file_sha256
+from pipeline_lib.sections import LOCAL, Models
 
 CARD = "README.md"
-_LOCAL = "local-dir:"
 _HEADER = "| file | SHA-256 |\n|---|---|\n"
 _ROW = re.compile(r"\| (?P<name>\S+) \| `(?P<sha256>[0-9a-f]{64})` \|\n")
 
@@ -67,9 +66,9 @@ def require_intact(models: Models) -> None:
         "models.generator": models.generator,
         "models.sentences": models.sentences,
         **{
-            f"models.encoders.{encoder.name}": encoder.model.removeprefix(_LOCAL)
+            f"models.encoders.{encoder.name}": encoder.model.removeprefix(LOCAL)
             for encoder in models.encoders
-            if encoder.model.startswith(_LOCAL)
+            if encoder.model.startswith(LOCAL)
         },
     }
     faults = [f"{key}: {fault}" for key, name in folders.items() for fault in model_faults(Path(name))]

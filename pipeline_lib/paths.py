@@ -41,6 +41,11 @@ def is_file(path: str) -> bool:
     return os.path.isfile(path)  # noqa: PTH113
 
 
+def nearest_existing(path: Path) -> Path:
+    """The path itself, or the nearest folder above it that is there."""
+    return next(place for place in (path, *path.absolute().parents) if place.exists())
+
+
 def kind_of(path: Path) -> str:
     """What there is under a name, in words, links followed: a file, a folder, a named pipe, a link to nowhere."""
     try:

@@ -122,12 +122,16 @@ class Plan(Graph):
             for name in self.config.tables.table2_datasets:
                 yield from ((name, strategy) for strategy in ("basic", "language_enhancement"))
 
+    def sheets(self) -> dict[str, Artifact]:
+        """The contact sheets that the tables rest on, by name: `DATASET.KIND`."""
+        pairs = sorted({pair for table in self.tables for pair in self.sample_sheets(table)})
+        return {f"{dataset}.{kind}": self.samples(dataset, kind) for dataset, kind in pairs}
+
     def results(self) -> dict[str, Artifact]:
         """Tables, figures and contact sheets by path, results folder included."""
         folder = self.config.results
-        sheets = sorted({pair for table in self.tables for pair in self.sample_sheets(table)})
         return {f"{folder}/{name}.csv": table for name, table in self.tables.items()} | {
-            f"{folder}/samples/{dataset}.{kind}.png": self.samples(dataset, kind) for dataset, kind in sheets
+            f"{folder}/samples/{name}.png": sheet for name, sheet in self.sheets().items()
         }
 
     # --- synthetic images ---------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipeline_lib.errors import UserError
-from pipeline_lib.store import storage_errors
+from pipeline_lib.files import storage_errors
 
 _HELD = frozenset({errno.EWOULDBLOCK, errno.EACCES})
 NO_LOCKS = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK})

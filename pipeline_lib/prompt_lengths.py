@@ -11,10 +11,9 @@ from typing import Any
 
 from pipeline_lib.generators.reading import TextLimit, lost_name, read_part
 from pipeline_lib.plan import Plan
+from pipeline_lib.sections import LOCAL
 from pipeline_lib.store import Artifact
 from pipeline_lib.yaml_files import shortened
-
-_LOCAL = "local-dir:"
 
 
 def cut_prompts(plan: Plan, jobs: Collection[Artifact]) -> Iterator[str]:
@@ -29,7 +28,7 @@ def cut_prompts(plan: Plan, jobs: Collection[Artifact]) -> Iterator[str]:
 
 def _encoder_fault(heads: Artifact) -> Iterator[str]:
     model = heads.members[0].location["model"]
-    limit = _encoder_limit(Path(model.removeprefix(_LOCAL))) if model.startswith(_LOCAL) else None
+    limit = _encoder_limit(Path(model.removeprefix(LOCAL))) if model.startswith(LOCAL) else None
     if limit is None:
         return
     prompts = [

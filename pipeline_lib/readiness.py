@@ -10,9 +10,11 @@ from pipeline_lib.costs import require_disk
 from pipeline_lib.datasets.fashion_mnist import FashionMnistError, require_whole
 from pipeline_lib.datasets.layouts import require_parts
 from pipeline_lib.errors import UserError
+from pipeline_lib.files import storage_errors
+from pipeline_lib.paths import nearest_existing
 from pipeline_lib.plan import Plan
 from pipeline_lib.prompt_lengths import cut_prompts
-from pipeline_lib.store import Artifact, storage_errors
+from pipeline_lib.store import Artifact
 
 _PROBE = 64 * 1024  # bytes: what logs, locks and notes of a run take up at least
 
@@ -44,7 +46,7 @@ def require_ready(plan: Plan, jobs: Collection[Artifact]) -> None:
 def require_writable(files: Iterable[Path]) -> None:
     """Raises `StorageError` for a folder in which one of the files is to be made and cannot: no permission, no room."""
     folders = sorted({file.parent for file in files})
-    for place in dict.fromkeys(_nearest(folder) for folder in folders):
+    for place in dict.fromkeys(map(nearest_existing, folders)):
         with storage_errors(place):
             try:
                 with tempfile.TemporaryFile(dir=place) as probe:
@@ -58,13 +60,8 @@ def read_only(folders: Iterable[Path]) -> list[str]:
     return [
         f"{folder} is read-only for this user: what is in it is used, what is missing in it cannot be made"
         for folder in folders
-        if not os.access(_nearest(folder), os.W_OK)
+        if not os.access(nearest_existing(folder), os.W_OK)
     ]
-
-
-def _nearest(folder: Path) -> Path:
-    """The folder, or the nearest above it that is there."""
-    return next(place for place in (folder, *folder.absolute().parents) if place.exists())
 
 
 def _absent_raw_data(plan: Plan, jobs: Collection[Artifact]) -> list[tuple[str, str]]:

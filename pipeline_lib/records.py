@@ -237,11 +237,10 @@ class FewShotCells(_Record):
     seeds: list[int]
     zero_shot: float
     cells: list[FewShotCell]
-    n_encodes_training: int  # images that its runs were given: shots, validation images (used or not), synthetic ones
-    n_encodes_test: int  # and images that they were tested on
+    n_encodes_test: int  # images that its runs were tested on
     generator: str
     encoder_name: str
     encoder: str
     split: str
     predictions: str
-    not_computed: str | None = None  # why there are no cells, where the method itself said so
+    not_computed: str | None = None  # why there are no cells

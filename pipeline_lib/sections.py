@@ -17,6 +17,8 @@ PathText = Annotated[str, AfterValidator(check_path)]
 FolderName = Annotated[str, Field(pattern=r"^[^{}*?\[\]\n]+$"), AfterValidator(check_path)]
 Pixels = Annotated[int, Field(ge=8, le=8192, multiple_of=8)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+# What open_clip's names of models start with where they are no architectures: a folder, or a hub id.
+LOCAL, HUB = "local-dir:", "hf-hub:"
 
 
 class Section(BaseModel):

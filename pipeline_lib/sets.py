@@ -9,9 +9,10 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from pipeline_lib.errors import UserError
+from pipeline_lib.files import storage_errors
 from pipeline_lib.presence import NO_LOCKS
 from pipeline_lib.records import Member, SetReceipt
-from pipeline_lib.store import Artifact, Store, storage_errors
+from pipeline_lib.store import Artifact, Store
 
 log = logging.getLogger(__name__)
 MAX_LOCKS = 200  # open lock files at a time; also bounds how long another job waits for a unit

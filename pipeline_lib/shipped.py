@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pipeline_lib.errors import UserError
-from pipeline_lib.store import atomic_path, file_sha256
+from pipeline_lib.files import atomic_path, file_sha256
 
 PACKAGE = Path(__file__).resolve().parent
 REMEDY = "Restore it (git checkout -- FILE, or install the package again)"

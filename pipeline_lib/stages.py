@@ -19,11 +19,12 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from pipeline_lib.devices import claimed
+from pipeline_lib.files import atomic_path, write_json
 from pipeline_lib.predictions import predictions_table, write_predictions
 from pipeline_lib.records import MANIFEST, SCORES, Cell
 from pipeline_lib.sets import make_set, member_paths
 from pipeline_lib.stages_few_shot import FEW_SHOT_STAGES, few_shot_table, guided_sheet
-from pipeline_lib.store import Artifact, Store, atomic_path, write_json
+from pipeline_lib.store import Artifact, Store
 from pipeline_lib.timings import phase
 
 if TYPE_CHECKING:

@@ -21,12 +21,13 @@ from PIL import Image
 from pipeline_lib.devices import claimed
 from pipeline_lib.errors import NotComputableError
 from pipeline_lib.few_shot_data import batch_norm_data
+from pipeline_lib.files import atomic_path, write_json
 from pipeline_lib.predictions import by_run as predictions_by_run
 from pipeline_lib.predictions import predictions_table, read_reason, read_runs, write_predictions
 from pipeline_lib.progress import Progress
 from pipeline_lib.records import FewShotCell, FewShotCells
 from pipeline_lib.sets import make_set
-from pipeline_lib.store import Artifact, Store, atomic_path, write_json
+from pipeline_lib.store import Artifact, Store
 from pipeline_lib.timings import phase
 
 if TYPE_CHECKING:
@@ -204,7 +205,7 @@ _FITS: dict[str, Callable[[Artifact, Head], Fit]] = {
 
 def batch_norm(artifact: Artifact, store: Store) -> None:
     """Heads tuned with the encoder's batch norm in train mode, and what they say of every real image: both here, as the
-    features of the real images change too. Of an encoder without batch norm: a table without runs."""
+    features of the real images change too. Of an encoder without batch norm: a table without runs, and that reason."""
     from pipeline_lib.classifiers.batch_norm import tune_with_batch_norm
     from pipeline_lib.classifiers.head import load_head
     from pipeline_lib.classifiers.tuning import TuningSettings
@@ -239,10 +240,11 @@ def batch_norm(artifact: Artifact, store: Store) -> None:
         n = len(images)
         details.append({"n_images": n, "steps": tuned.steps, "encodes_made": n * settings.epochs + len(labels)})
         log.info("%s: seed %d, %d steps", artifact.folder, run["seed"], tuned.steps)
-    if not by_run:
-        log.warning("%s: the encoder has no batch norm", artifact.folder)
+    reason = None if encoder.has_batch_norm else "the encoder has no batch norm"
+    if reason is not None:
+        log.warning("%s: not computed: %s", artifact.folder, reason)
     runs = np.stack(by_run, axis=1) if by_run else np.empty((len(labels), 0), np.int64)
-    write_predictions(artifact, store, [predictions_table(columns, labels, zero_shot, runs)], details)
+    write_predictions(artifact, store, [predictions_table(columns, labels, zero_shot, runs)], details, reason)
 
 
 def few_shot_metrics(artifact: Artifact, store: Store) -> None:
@@ -260,13 +262,11 @@ def few_shot_metrics(artifact: Artifact, store: Store) -> None:
         cells.append(
             FewShotCell(shots=n_shots, top1=float(np.mean(per_seed)), top1_per_seed=per_seed, runs=details[columns])
         )
-    learned_from = ("n_real", "n_validation", "n_synthetic")
     result = FewShotCells(
         **{name: spec[name] for name in FewShotCells.model_fields if name in spec},
         n_test=len(labels),
         zero_shot=100.0 * float((table["zero_shot"].to_numpy() == labels).mean()),
         cells=cells,
-        n_encodes_training=sum(run.get(name, 0) for run in details for name in learned_from),
         n_encodes_test=len(labels) * len(details),
         not_computed=read_reason(table),
     )

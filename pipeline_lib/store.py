@@ -5,16 +5,11 @@ each artifact lies its *record* (`<artifact>.record.json`): the spec, the inputs
 content, library versions and wall time. An artifact without a record is not finished, whatever its bytes.
 """
 
-import errno
-import fcntl
 import hashlib
 import json
-import os
 import platform
 import re
 import shlex
-import shutil
-import tempfile
 import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -22,20 +17,17 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib import metadata
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from pipeline_lib.errors import UserError
+from pipeline_lib.files import atomic_path, file_sha256, read_json, sha256_once, storage_errors, write_json
 from pipeline_lib.records import Input, Record
 
 RECORD_SUFFIX = ".record.json"
 KEY_CHARACTERS = 16  # of 64 in a path; the record holds the whole key
 BESIDE = "beside"  # in the details of a result's record: the files that come with it, with their digests
 _BESIDE_SUFFIXES = (".json", ".md", ".png", ".svg")
-_TEMPORARY_SUFFIX = ".tmp"
-_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
-_NOT_ALLOWED = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 _REPORTED_LIBRARIES = ("diffusers", "numpy", "open_clip_torch", "pyarrow", "torch", "transformers")
 
 
@@ -121,156 +113,6 @@ class Artifact:
         return artifact
 
 
-# --- files ------------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def atomic_path(path: Path, *, fsync: bool = True) -> Iterator[Path]:
-    """A temporary path beside `path`; renamed to `path` when the block ends well, removed when it does not.
-
-    The content is fsynced before the rename and the folder after it, so that a reader, or a machine that comes back
-    after a power cut, sees the whole file or none. What a killed process leaves behind, `remove_abandoned` finds.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = _locked_temporary(path)
-    try:
-        yield temporary
-        temporary.chmod(0o666 & ~_umask())
-        if fsync:
-            with temporary.open("rb") as stream:
-                os.fsync(stream.fileno())
-        temporary.replace(path)
-        if fsync:
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-    finally:
-        temporary.unlink(missing_ok=True)
-        os.close(handle)
-
-
-def _locked_temporary(path: Path) -> tuple[int, Path]:
-    """A new file beside `path`, and the open handle that keeps it locked: a lock ends with its process, however that
-    ends."""
-    while True:
-        prefix = f".{path.name[:80]}."
-        handle, name = tempfile.mkstemp(prefix=prefix, suffix=_TEMPORARY_SUFFIX, dir=path.parent)
-        with suppress(OSError):  # a file system without locks: `remove_abandoned` leaves its files alone
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        if os.fstat(handle).st_nlink:
-            return handle, Path(name)
-        os.close(handle)  # taken for an abandoned one before it was locked
-
-
-def remove_abandoned(folder: Path) -> list[Path]:
-    """Remove the temporary files below `folder` whose process was killed, not those being written; returns them."""
-    removed = []
-    # A stage's folder may be a link to a larger disk; no other links are followed.
-    tops = [folder, *(path for path in folder.glob("*") if path.is_symlink() and path.is_dir())]
-    for parent, _, names in chain.from_iterable(map(os.walk, tops)):
-        for name in names:
-            path = Path(parent, name)
-            if name.startswith(".") and path.suffix == _TEMPORARY_SUFFIX and _unlink_unlocked(path):
-                removed.append(path)
-    return removed
-
-
-def _unlink_unlocked(path: Path) -> bool:
-    """Remove a file that nobody has locked; False where somebody has, or where it cannot be told or done."""
-    try:
-        with path.open("r+b") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink()
-    except OSError:
-        return False
-    return True
-
-
-class StorageError(UserError, OSError):
-    """A place that cannot be written to: still an OSError, with a message for the person at the keyboard."""
-
-
-@contextmanager
-def storage_errors(folder: Path) -> Iterator[None]:
-    """Where the block cannot write below `folder`, raise `StorageError`: a full disk, a used-up quota, no permission.
-
-    Other errors, such as a missing permission to read something elsewhere, stay what they are.
-    """
-    try:
-        yield
-    except StorageError:
-        raise
-    except OSError as error:
-        if error.errno in _NO_ROOM:
-            raise StorageError(_no_room(error, folder)) from error
-        if error.errno in _NOT_ALLOWED and error.filename and _is_below(Path(error.filename), folder):
-            raise StorageError(
-                f"{error.filename} cannot be written: {error.strerror}. Give this user the permission to write below "
-                f"{folder}, or choose another folder (store, results: in the configuration; logs, .snakemake: where "
-                f"the run is started), then run the same command again."
-            ) from error
-        raise
-
-
-def _no_room(error: OSError, folder: Path) -> str:
-    place = Path(error.filename).parent if error.filename else folder
-    place = next(path for path in (place, *place.absolute().parents) if path.exists())
-    if error.errno == errno.EDQUOT:
-        left = "the quota is used up"
-    else:
-        left = f"{shutil.disk_usage(place).free / 1e6:.1f} MB are free"
-    return (
-        f"No space left in {place}: {left}. What was finished stays. Make room (`python -m pipeline_lib gc` lists what "
-        f"the configuration does not need; `python -m pipeline_lib plan` says how much it does), then run the same "
-        f"command again: it goes on from there."
-    )
-
-
-def _is_below(path: Path, folder: Path) -> bool:
-    return path.absolute().is_relative_to(folder.absolute())
-
-
-@cache
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def write_json(path: Path, value: Any, *, fsync: bool = True) -> None:
-    """Write indented JSON atomically."""
-    with atomic_path(path, fsync=fsync) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def _read_json(path: Path) -> Any:
-    """The content of a JSON file, or None where it is missing or damaged."""
-    try:
-        return json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):
-        return None
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-_hashed: dict[tuple[int, ...], str] = {}  # what this process has hashed, by what changes when a file does
-
-
-def _sha256_once(path: Path) -> str:
-    """`file_sha256`, computed once by a process as long as the file does not change."""
-    stat = path.stat()
-    identity = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-    if identity not in _hashed:
-        _hashed[identity] = file_sha256(path)
-    return _hashed[identity]
-
-
 def file_fault(path: Path, record: Record, sha256_of: Callable[[Path], str] = file_sha256) -> str | None:
     """What is wrong with the file at `path`, of which `record` is the record; None where it is whole."""
     if not path.is_file():
@@ -302,9 +144,6 @@ def library_versions() -> dict[str, str]:
     return versions
 
 
-# --- the store --------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Store:
     """A folder of artifacts and their records."""
@@ -332,7 +171,7 @@ class Store:
                 path, content = self.spec_path(artifact), artifact.as_json()
                 content["check"] = key_of(content)  # location and inputs are not in the key
                 # Rewritten when only the location or batch size differs: these are not part of the key.
-                if _read_json(path) != content:
+                if read_json(path) != content:
                     write_json(path, content, fsync=False)
 
     def record(self, artifact: Artifact | str) -> Record | None:
@@ -406,7 +245,7 @@ class Store:
         path, record = self.path(name), self.record(name)
         if record is None:
             raise self._damage(f"{'unfinished' if path.exists() else 'missing'}: {path} has no readable record")
-        if fault := file_fault(path, record, _sha256_once):
+        if fault := file_fault(path, record, sha256_once):
             raise self._damage(fault)
         return Input(path=name, key=record.key, sha256=record.sha256)
 
@@ -415,7 +254,7 @@ class Store:
         path = self.path(name)
         if not path.is_file():
             raise self._damage(f"missing: {path}, which {self.path(named_by)} names")
-        if _sha256_once(path) != sha256:
+        if sha256_once(path) != sha256:
             raise self._damage(f"damaged: {path} does not have the SHA-256 that {self.path(named_by)} names")
 
     def _damage(self, fault: str) -> UserError:

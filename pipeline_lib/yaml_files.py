@@ -17,9 +17,9 @@ from pipeline_lib.paths import is_file, kind_of
 
 MAX_BYTES = 10_000_000  # the largest study has some ten thousand
 MAX_VALUES = 1_000_000  # with aliases written out; the largest study has some ten thousand
-# YAML 1.1 reads 010 as 8 and 1:30 as 90, YAML 1.2 as 10 and as text. Snakemake reads the one, DVC the other.
 # Snakemake reads its configuration with YTE, which runs the Python in a file that has this key.
 _TEMPLATE_KEY = "__use_yte__"
+# YAML 1.1 reads 010 as 8 and 1:30 as 90, YAML 1.2 as 10 and as text. Snakemake reads the one, DVC the other.
 _OCTAL = re.compile(r"[-+]?0[0-7_]+")
 _GROUPED = re.compile(r"_|[-+]?0b")  # 1_000 and 0b11 are numbers in YAML 1.1 and texts in YAML 1.2
 _TIMESTAMP, _INT, _FLOAT = (f"tag:yaml.org,2002:{name}" for name in ("timestamp", "int", "float"))

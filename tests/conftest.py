@@ -1,13 +1,14 @@
 """Fixtures that several tests share: tiny models, made once per run, and a small project."""
 
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from filelock import FileLock
-from small_project import draw_shapes, fake_models, small_params
+from small_project import draw_shapes, fake_models, make_all, planned, small_params
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Helpers of these folders are used by tests of others.
@@ -40,3 +41,24 @@ def params(tmp_path: Path) -> dict[str, Any]:
     """params.yaml of a small project whose models can be planned with, but not loaded."""
     images = draw_shapes(tmp_path / "shapes", 2)
     return small_params(fake_models(tmp_path / "models"), images, tmp_path / "store")
+
+
+@pytest.fixture(scope="session")
+def finished_folder(tmp_path_factory: pytest.TempPathFactory, tiny_models: dict[str, Any]) -> Path:
+    """A folder with a small project whose two tables are made. For reading: see `finished`."""
+    folder = tmp_path_factory.mktemp("finished")
+    draw_shapes(folder / "shapes", 3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        make_all(planned(small_params(tiny_models, Path("shapes"))), Path("results"))
+    return folder
+
+
+@pytest.fixture
+def finished(
+    finished_folder: Path, tiny_models: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, Any]:
+    """params.yaml of a finished small project; the working folder is a copy of it, its results in `results`."""
+    shutil.copytree(finished_folder, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    return small_params(tiny_models, Path("shapes"))

@@ -79,7 +79,6 @@ class FakeStudy:
                 )
                 for shots, of_shots in correct.items()
             ],
-            n_encodes_training=n,
             n_encodes_test=2 * n,
             predictions=path,
             not_computed=not_computed,

@@ -172,3 +172,16 @@ def make_all(plan: Plan, results: Path, tables: tuple[str, ...] = ("table1", "ta
             stages.STAGES[stage](job, plan.store)
     for table in tables:
         stages.tables(plan.tables[table], plan.store, results / f"{table}.csv")
+
+
+def dependants_of(target: str, plan: Plan) -> set[str]:
+    """What rests on an artifact, from the plan alone: a set rests on its units, a unit and a job on their inputs."""
+    reads: dict[str, set[str]] = {}
+    for job in plan.jobs.values():
+        for artifact in (job, *job.members):
+            reads.setdefault(artifact.path, set()).update(artifact.inputs, [member.path for member in artifact.members])
+    found: set[str] = set()
+    while more := {path for path, parents in reads.items() if parents & (found | {target})} - found:
+        found |= more
+    results = {f"tables/{name}/": f"results/{name}.csv" for name in plan.tables}
+    return {next((to for start, to in results.items() if path.startswith(start)), path) for path in found}

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline_lib import digests
 from pipeline_lib.digests import DigestCache
-from pipeline_lib.store import file_sha256
+from pipeline_lib.files import file_sha256
 
 
 @pytest.fixture

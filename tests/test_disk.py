@@ -18,9 +18,9 @@ from workflow_project import Project, unprivileged
 
 from pipeline_lib import stages
 from pipeline_lib.cli import run_stage
+from pipeline_lib.files import StorageError
 from pipeline_lib.plan import Plan
 from pipeline_lib.sets import make_set
-from pipeline_lib.store import StorageError
 
 Params = dict[str, Any]
 Mount = Callable[[str], None]

@@ -16,6 +16,7 @@ from pipeline_lib.classifiers.head import Head
 from pipeline_lib.embeddings import write_embeddings
 from pipeline_lib.errors import UserError
 from pipeline_lib.few_shot_data import batch_norm_data, real_examples, real_filter_of, synthetic_examples
+from pipeline_lib.files import file_sha256
 from pipeline_lib.records import MANIFEST, DrawnImage, Member, SetReceipt, Shots
 from pipeline_lib.shards import encode_image, image_row, write_shard
 from pipeline_lib.store import Store
@@ -89,8 +90,8 @@ def put_real_features(
 
 
 def put_set(store: Store, name: str, members: Sequence[str]) -> str:
-    receipt = SetReceipt(stage="embeddings", members=[Member(path=path, sha256="", n_rows=None) for path in members])
-    place(store, name).write_text(receipt.model_dump_json())
+    units = [Member(path=path, sha256=file_sha256(store.path(path)), n_rows=None) for path in members]
+    place(store, name).write_text(SetReceipt(stage="embeddings", members=units).model_dump_json())
     return name
 
 
@@ -132,7 +133,7 @@ def put_images(store: Store, name: str, numbers: Sequence[int]) -> str:
     rows = []
     for number in numbers:
         content = encode_image(np.full((2, 2, 3), (number, 255 - number, 7), np.uint8), "png")
-        rows.append(image_row(f"i{number}", content, "png", 2, 2, class_name="any"))
+        rows.append(image_row(f"i{number}", content, "png", 2, 2, class_name="any", source_id=number))
     write_shard(rows, place(store, name), {})
     return name
 

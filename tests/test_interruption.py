@@ -19,8 +19,9 @@ from running import printed, running, wait_for, waiting_for
 from small_project import SHAPES, draw_shapes, make_all, planned, small_params
 from workflow_project import STORE, Project
 
+from pipeline_lib.files import remove_abandoned
 from pipeline_lib.interrupts import end_as_python_does, end_at_once, end_jobs_too
-from pipeline_lib.store import RECORD_SUFFIX, Store, remove_abandoned
+from pipeline_lib.store import RECORD_SUFFIX, Store
 
 TABLE1 = "results/table1.csv"
 MOMENTS = 30

@@ -1,19 +1,19 @@
-"""Looking after a store: `verify` finds damage and what rests on it, `gc` what nothing needs, `show` the chain."""
+"""Looking after a store: `verify` finds damage and what rests on it, `gc` what nothing needs."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from small_project import changed, configured, draw_shapes, make_all, planned, small_params
+from small_project import changed, configured, dependants_of, make_all, planned
 from typer.testing import CliRunner
 
 from pipeline_lib import stages
 from pipeline_lib.cli import app
 from pipeline_lib.errors import UserError
-from pipeline_lib.maintenance import provenance, remove_all, resting_on, studies, unreached, verify_store
+from pipeline_lib.maintenance import remove_all, resting_on, studies, unreached, verify_store
 from pipeline_lib.plan import Plan
 from pipeline_lib.store import RECORD_SUFFIX, Store, record_path, result_record_path
 
@@ -21,23 +21,10 @@ RESULTS = Path("results")
 Params = dict[str, Any]
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, tiny_models: dict[str, str]) -> Path:
-    """A folder with a finished small project."""
-    folder = tmp_path_factory.mktemp("finished")
-    draw_shapes(folder / "shapes", 3)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        make_all(planned(small_params(tiny_models, Path("shapes"))), RESULTS)
-    return folder
-
-
 @pytest.fixture
-def params(finished: Path, tiny_models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
-    """The parameters of the finished project; the working folder is a copy of it."""
-    shutil.copytree(finished, tmp_path / "copy")
-    monkeypatch.chdir(tmp_path / "copy")
-    return small_params(tiny_models, Path("shapes"))
+def params(finished: Params) -> Params:
+    """Of a project that is finished, in the working folder."""
+    return finished
 
 
 def contents(folder: Path = Path()) -> dict[str, bytes]:
@@ -63,19 +50,6 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "record damaged": (lambda path: record_path(path).write_text("{"), "no readable record"),
     "gone with its record": (lambda path: (path.unlink(), record_path(path).unlink()), "missing"),  # type: ignore[dict-item]
 }
-
-
-def dependants_of(target: str, plan: Plan) -> set[str]:
-    """What rests on an artifact, from the plan alone: a set rests on its units, a unit and a job on their inputs."""
-    reads: dict[str, set[str]] = {}
-    for job in plan.jobs.values():
-        for artifact in (job, *job.members):
-            reads.setdefault(artifact.path, set()).update(artifact.inputs, [member.path for member in artifact.members])
-    found: set[str] = set()
-    while more := {path for path, parents in reads.items() if parents & (found | {target})} - found:
-        found |= more
-    results = {f"tables/{name}/": f"results/{name}.csv" for name in plan.tables}
-    return {next((to for start, to in results.items() if path.startswith(start)), path) for path in found}
 
 
 # --- verify -----------------------------------------------------------------------------------------------------------
@@ -229,102 +203,6 @@ def test_a_result_with_some_of_its_inputs_here_was_made_here(params: Params):
     found = verify_store(plan.store, RESULTS)
     assert found.faults == [f"missing: {cell}, from which others were made"]
     assert found.elsewhere == []
-
-
-# --- show -------------------------------------------------------------------------------------------------------------
-
-
-def show(path: str | Path, depth: int = 20, *, is_whole: bool = False) -> list[str]:
-    return list(provenance(Path(path), Store(Path("store")), depth, is_whole=is_whole))
-
-
-@pytest.mark.parametrize("is_whole", [False, True])
-def test_show_prints_the_chain_of_a_table(params: Params, is_whole: bool):
-    """From the table through every stage to class names, templates, seeds and the digests of three models."""
-    plan = planned(params)
-    lines = show("results/table2.csv", is_whole=is_whole)
-    text = "\n".join(lines)
-    assert lines[0] == "results/table2.csv"
-    shown = {line.strip() for line in lines}
-    for path in dependants_of(plan.prompts("basic")[0].members[0].path, plan) - set(show_results(plan)):
-        if "/sets/" not in path and (is_whole or path.split("/")[0] not in ("images", "embeddings")):
-            assert path in shown, path
-    digests = {plan.generator, plan._sentences, *plan.encoders.values()}
-    assert len(digests) == 3
-    for words in (*digests, '"red/square"', '"grüne Fläche"', '"a photo of a {}"', "seed: 0", "top_p: 0.95"):
-        assert words in text, words
-
-
-def show_results(plan: Plan) -> Iterator[str]:
-    return (f"results/{name}.csv" for name in plan.tables)
-
-
-def test_show_describes_one_of_many_units(params: Params):
-    """How many there are, between which keys, and one whose chain goes on; all of them where that is asked for."""
-    plan = planned(params)
-    features = plan.embeddings("shapes", "basic", "clip")[0]
-    keys = sorted(unit.short_key for unit in features.members)
-    assert len(keys) == 3 * 2
-    lines = show(features.path)
-    assert lines[3] == f"  6 of embeddings/images (keys {keys[0]} to {keys[-1]}), such as:"
-    assert lines[4] == f"  {features.members[0].path}"
-    for stage, n_all in (("embeddings", 6), ("images", 6), ("prompts", 3)):
-        assert len([line for line in lines if line.strip().startswith(f"{stage}/")]) == 1 + (stage == "embeddings")
-        whole = {line.strip() for line in show(features.path, is_whole=True)}
-        assert len([line for line in whole if line.startswith(f"{stage}/") and "/sets/" not in line]) == n_all
-
-
-@pytest.mark.parametrize("is_whole", [False, True])
-def test_show_prints_each_artifact_once(params: Params, is_whole: bool):
-    """What two methods share is described at its first place; later it is named."""
-    lines = show("results/table2.csv", is_whole=is_whole)
-    described = [line for line in lines if "  key " in line]
-    assert len(described) == len(set(described)) > 10
-    assert any("  shown above: embeddings/sets/" in line for line in lines)
-
-
-def test_show_cuts_long_lists(params: Params):
-    """Unless all is asked for."""
-    plan = planned(changed(params, own_datasets__shapes__template="a photo of a {}, " + "very " * 50))
-    prompts = plan.prompts("basic")[0]
-    stages.prompts(prompts, plan.store)
-    unit = prompts.members[0].path
-    assert " ve... (267 characters)" in "\n".join(show(unit))
-    assert 'very very very "' in "\n".join(show(unit, is_whole=True))
-
-
-def test_show_takes_artifacts_and_a_depth(params: Params):
-    """A path of the store, with or without the store's folder; as many steps as asked for."""
-    path = planned(params).stage("scores")[0].path
-    assert show(path) == show(f"store/{path}")
-    assert len([line for line in show(path, 0) if "key " in line]) == 1
-    assert len(show(path, 0)) < len(show(path, 1)) < len(show(path))
-
-
-@pytest.mark.parametrize("path", ["no/such/file", "shapes/red/000.png", "store", "."])
-def test_show_of_something_else_is_a_user_error(params: Params, path: str):
-    """The message says what to give."""
-    with pytest.raises(UserError, match=r"has no record.*give a table"):
-        show(path)
-
-
-def test_show_says_that_the_inputs_are_not_in_this_store(params: Params, tmp_path: Path):
-    """As in a clone: the record of the result is all there is."""
-    lines = list(provenance(RESULTS / "table1.csv", Store(tmp_path / "none"), 20))
-    n_inputs = len(planned(params).tables["table1"].inputs)
-    assert lines[0] == "results/table1.csv"
-    assert f"None of the {n_inputs} artifacts that it was made from is in {tmp_path / 'none'}" in lines[-1]
-
-
-def test_show_names_the_input_that_is_missing(params: Params):
-    """The others are described as ever."""
-    plan = planned(params)
-    cell = plan.stage("metrics")[0].path
-    whole = show("results/table2.csv")
-    remove_all([cell], plan.store)
-    lines = show("results/table2.csv")
-    assert lines[lines.index(f"  {cell}") + 1] == "    (not in store)"
-    assert len(lines) > len(whole) // 2
 
 
 # --- gc ---------------------------------------------------------------------------------------------------------------

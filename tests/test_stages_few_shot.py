@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from test_few_shot_data import NAMES, at, put_drawn, put_features, put_real_features
+from numpy.typing import NDArray
+from test_few_shot_data import NAMES, RedReader, at, put_drawn, put_features, put_images, put_real_features, put_set
 
 from pipeline_lib import stages, stages_few_shot
 from pipeline_lib.classifiers.coop import CoOpSettings
@@ -23,7 +24,7 @@ from pipeline_lib.classifiers.tip_adapter import TipAdapter
 from pipeline_lib.classifiers.tuning import TunedHead
 from pipeline_lib.errors import NotComputableError, UserError
 from pipeline_lib.predictions import predictions_table, write_predictions
-from pipeline_lib.records import FewShotCells, Member, SetReceipt
+from pipeline_lib.records import FewShotCells
 from pipeline_lib.sections_few_shot import TipAdapter as TipAdapterSettings
 from pipeline_lib.store import Artifact, Store
 
@@ -256,15 +257,56 @@ def test_a_method_that_does_not_fit_says_why_all_the_way_to_its_cells(
     assert store.record(store.relative(file)).details == {"not_computed": "too long: 'ash'"}  # type: ignore[union-attr]
 
     units = [put_real_features(store, "embeddings/test.parquet", {"oak": ([1, 2], []), "elm": ([11], [])}, [1, 11, 2])]
-    receipt = SetReceipt(stage="embeddings", members=[Member(path=path, sha256="", n_rows=3) for path in units])
-    store.path("embeddings/set.json").write_text(receipt.model_dump_json())
-    spec = {"class_names": NAMES, "head": "head.safetensors", "embeddings": "embeddings/set.json"}
+    spec = {
+        "class_names": NAMES,
+        "head": "head.safetensors",
+        "embeddings": put_set(store, "embeddings/set.json", units),
+    }
     predictions = Artifact("predictions", spec | {"few_shot": store.relative(file)}, ".parquet")
     stages.predictions(predictions, store)
+    found = gathered(store, predictions)
+    assert (found.cells, found.n_test, found.not_computed) == ([], 3, "too long: 'ash'")
+
+
+class WithoutBatchNorm(RedReader):
+    """A vision transformer, as far as the stage can see."""
+
+    has_batch_norm = False
+
+    def __init__(self, **_: Any): ...
+
+    def encode(self, prepared: Any) -> NDArray[np.float32]:
+        return at(prepared).astype(np.float32)
+
+
+def test_an_encoder_without_batch_norm_is_the_reason_why_there_are_no_cells(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    """Zero-shot CLIP is computed all the same."""
+    monkeypatch.setattr("pipeline_lib.encoders.Encoder", WithoutBatchNorm)
+    names = ["any", "other"]
+    head = Head(10 * at([0, 90]).astype(np.float32), np.zeros(2), tuple(names))
+    save_head(store.path("head.safetensors"), head)
+    spec = {
+        "class_names": names,
+        "head": "head.safetensors",
+        "dtype": "float32",
+        "settings": {},
+        "runs": [{"shots": 1, "seed": 0}],
+        "tested": [put_images(store, "real_images/test.parquet", [5, 80, 30])],
+    }
+    tuned = Artifact("batch_norm", spec, ".parquet", location=LOCATION | {"device": "cpu", "workers": 0})
+    stages_few_shot.batch_norm(tuned, store)
+    found = gathered(store, tuned)
+    assert (found.cells, found.n_test, found.not_computed) == ([], 3, "the encoder has no batch norm")
+    assert found.n_encodes_test == 0
+    assert found.zero_shot == pytest.approx(100 * 2 / 3)
+
+
+def gathered(store: Store, predictions: Artifact) -> FewShotCells:
     cells = Artifact("few_shot_metrics", CELLS | {"predictions": predictions.path}, ".json")
     stages_few_shot.few_shot_metrics(cells, store)
-    found = FewShotCells.model_validate_json(store.path(cells).read_bytes())
-    assert (found.cells, found.n_test, found.not_computed) == ([], 3, "too long: 'ash'")
+    return FewShotCells.model_validate_json(store.path(cells).read_bytes())
 
 
 def test_what_else_goes_wrong_stays_an_error(store: Store, monkeypatch: pytest.MonkeyPatch):
@@ -326,12 +368,4 @@ def test_columns_are_the_seeds_of_a_number_of_shots(store: Store):
     assert [cell.top1_per_seed for cell in found.cells] == [[10, 20, 60], [100, 90, 50]]
     assert [cell.top1 for cell in found.cells] == pytest.approx([30, 80])
     assert [cell.runs for cell in found.cells] == [details[:3], details[3:]]
-    # Shots 3 x 3 + 3 x 12, validation images 6 x 3, synthetic images 1 + ... + 5.
-    assert found.n_encodes_training == 45 + 18 + 15
     assert found.n_encodes_test == 6 * 10
-
-
-def test_a_method_without_runs_has_no_cells(store: Store):
-    """Batch norm in train mode, of an encoder that has none."""
-    found = cells_of(store, [], [])
-    assert found.cells == [] and found.n_encodes_training == found.n_encodes_test == 0

@@ -1,14 +1,9 @@
-"""The store's promises: one key per content, whole files or none, no record that vouches for other bytes."""
+"""The store's promises: one key per content, no record that vouches for other bytes."""
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
-import signal
-import stat
-import subprocess
-import sys
 import unicodedata
 from pathlib import Path
 
@@ -17,24 +12,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline_lib.errors import UserError
+from pipeline_lib.files import file_sha256, write_json
 from pipeline_lib.store import (
     BESIDE,
     KEY_CHARACTERS,
     Artifact,
-    StorageError,
     Store,
-    atomic_path,
     canonical_json,
-    file_sha256,
     key_of,
     read_record,
     read_spec,
     record_path,
-    remove_abandoned,
     result_record_path,
     slug,
-    storage_errors,
-    write_json,
 )
 
 json_values = st.recursive(
@@ -162,175 +152,6 @@ def test_altered_unit_in_a_spec_file_is_refused():
     whole["members"][0]["spec"]["seed"] = 2
     with pytest.raises(UserError, match="altered"):
         Artifact.from_json(whole)
-
-
-# --- files ------------------------------------------------------------------------------------------------------------
-
-
-def test_atomic_path_replaces_whole_files(tmp_path: Path):
-    """Until the block ends a reader sees the old file, then the new one, and nothing is left over."""
-    target = tmp_path / "deep" / "file.txt"
-    for content in ("old", "new"):
-        with atomic_path(target) as temporary:
-            temporary.write_text(content)
-            assert temporary.parent == target.parent
-            assert not target.exists() or target.read_text() == "old"
-        assert target.read_text() == content
-    assert files(tmp_path) == {"deep/file.txt"}
-
-
-@pytest.mark.parametrize("error", [RuntimeError("x"), KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left")])
-def test_atomic_path_failure_leaves_nothing_and_keeps_the_old_file(tmp_path: Path, error: BaseException):
-    """A failed write, a full disk or an interrupt changes nothing."""
-    target = tmp_path / "file.txt"
-    target.write_text("old")
-    with pytest.raises(type(error)), atomic_path(target) as temporary:
-        temporary.write_text("half")
-        raise error
-    assert target.read_text() == "old"
-    assert files(tmp_path) == {"file.txt"}
-
-
-def test_atomic_path_takes_a_name_as_long_as_the_file_system_allows(tmp_path: Path):
-    """The temporary name is not longer than the name itself may be."""
-    target = tmp_path / ("x" * 255)
-    with atomic_path(target) as temporary:
-        temporary.write_text("content")
-    assert files(tmp_path) == {target.name}
-
-
-def test_written_files_are_readable_by_others(tmp_path: Path):
-    """Files have the permissions of the umask, not the private ones of a temporary file."""
-    plain = tmp_path / "plain"
-    plain.touch()
-    write_json(tmp_path / "a.json", {})
-    assert (tmp_path / "a.json").stat().st_mode == plain.stat().st_mode
-
-
-# Writes half a file at the path of its argument, says so, and waits.
-WRITER = """
-import sys, time
-from pathlib import Path
-from pipeline_lib.store import atomic_path
-with atomic_path(Path(sys.argv[1])) as temporary:
-    temporary.write_text("half")
-    print("written", flush=True)
-    time.sleep(60)
-"""
-
-
-def test_content_is_on_the_disk_before_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """After a power cut a name stands for the whole content; and once it is made it is still there after one."""
-    events = []
-    replace, fsync = Path.replace, os.fsync
-
-    def noted_fsync(handle: int) -> None:
-        status = os.fstat(handle)
-        events.append("folder synced" if stat.S_ISDIR(status.st_mode) else f"{status.st_size} bytes synced")
-        fsync(handle)
-
-    def noted_replace(self: Path, target: Path) -> Path:
-        events.append("renamed")
-        return replace(self, target)
-
-    monkeypatch.setattr(os, "fsync", noted_fsync)
-    monkeypatch.setattr(Path, "replace", noted_replace)
-    with atomic_path(tmp_path / "artifact") as path:
-        path.write_bytes(b"content")
-    assert events == ["7 bytes synced", "renamed", "folder synced"]
-
-
-def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path: Path):
-    """In every folder, links to other disks included; files of other origin stay."""
-    folder, disk = tmp_path / "store", tmp_path / "disk"
-    (folder / "stage").mkdir(parents=True)
-    disk.mkdir()
-    (folder / "linked").symlink_to(disk)
-    others = [folder / "notes.tmp", folder / "stage" / ".hidden"]
-    for path in others:
-        path.write_text("mine")
-    places = [folder / "top.json", folder / "stage" / "a.json", folder / "linked" / "b.json"]
-    processes = [
-        subprocess.Popen([sys.executable, "-c", WRITER, str(place)], stdout=subprocess.PIPE) for place in places
-    ]
-    try:
-        for process in processes:
-            assert process.stdout is not None
-            assert process.stdout.readline() == b"written\n"
-        assert len(list(tmp_path.rglob(".*.tmp"))) == 3
-        assert remove_abandoned(folder) == []
-        for process, place in zip(processes, places, strict=True):
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            assert [path.parent for path in remove_abandoned(folder)] == [place.parent]
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
-    assert all(path.exists() for path in others)
-    assert files(folder) | files(disk) == {"notes.tmp", "stage/.hidden"}
-
-
-def test_abandoned_files_of_no_folder_are_none(tmp_path: Path):
-    """Before the first run there is no store."""
-    assert remove_abandoned(tmp_path / "none") == []
-
-
-def test_a_file_taken_for_abandoned_before_it_was_locked_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Between its making and its locking another process may remove it: nothing is lost."""
-    taken = []
-    lock = fcntl.flock
-
-    def late(handle: int, how: int) -> None:
-        if not taken:
-            taken.extend(tmp_path.glob(".*.tmp"))
-            taken[0].unlink()
-        lock(handle, how)
-
-    monkeypatch.setattr("fcntl.flock", late)
-    with atomic_path(tmp_path / "file.txt") as temporary:
-        assert temporary.exists()
-        temporary.write_text("content")
-    assert len(taken) == 1
-    assert (tmp_path / "file.txt").read_text() == "content"
-
-
-# --- places that cannot be written to ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("number", "words"), [(errno.ENOSPC, "MB are free"), (errno.EDQUOT, "the quota is used up")])
-def test_a_full_disk_is_a_message_for_people(tmp_path: Path, number: int, words: str):
-    """Where, how much is left, that nothing finished is lost, and how to go on; it is still an OSError."""
-    store, target = Store(tmp_path / "store"), artifact()
-    with pytest.raises(OSError, match=words) as found, store.making(target):
-        raise OSError(number, os.strerror(number))
-    assert isinstance(found.value, UserError)
-    for text in (str(store.root), "What was finished stays", "pipeline_lib gc", "same command again"):
-        assert text in str(found.value)
-    assert not store.is_complete(target)
-
-
-def test_the_disk_that_is_full_is_named(tmp_path: Path):
-    """Not always the store's: a temporary folder may be full, too."""
-    other = tmp_path / "other"
-    other.mkdir()
-    with pytest.raises(StorageError, match=f"No space left in {other}"), storage_errors(tmp_path / "store"):
-        raise OSError(errno.ENOSPC, "No space left on device", str(other / "deep" / "file"))
-
-
-def test_only_what_cannot_be_written_below_the_folder_is_reported_so(tmp_path: Path):
-    """An image of a data set that may not be read, or a file that is not there, is another matter."""
-    store = tmp_path / "store"
-    with pytest.raises(StorageError, match="cannot be written: Read-only"), storage_errors(store):
-        raise OSError(errno.EROFS, "Read-only file system", str(store / "a"))
-    for error in (
-        PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "image.png")),
-        FileNotFoundError(errno.ENOENT, "No such file", str(store / "a")),
-        OSError(errno.EIO, "Input/output error"),
-    ):
-        with pytest.raises(type(error)) as found, storage_errors(store):
-            raise error
-        assert not isinstance(found.value, StorageError)
 
 
 # --- records ----------------------------------------------------------------------------------------------------------
@@ -470,6 +291,18 @@ def test_failed_making_keeps_the_finished_artifact(tmp_path: Path):
     assert files(tmp_path) == before
 
 
+@pytest.mark.parametrize(("number", "words"), [(errno.ENOSPC, "MB are free"), (errno.EDQUOT, "the quota is used up")])
+def test_a_full_disk_is_a_message_for_people(tmp_path: Path, number: int, words: str):
+    """Where, how much is left, that nothing finished is lost, and how to go on; it is still an OSError."""
+    store, target = Store(tmp_path / "store"), artifact()
+    with pytest.raises(OSError, match=words) as found, store.making(target):
+        raise OSError(number, os.strerror(number))
+    assert isinstance(found.value, UserError)
+    for text in (str(store.root), "What was finished stays", "pipeline_lib gc", "same command again"):
+        assert text in str(found.value)
+    assert not store.is_complete(target)
+
+
 @pytest.mark.parametrize("fault", ["never made", "no record", "truncated"])
 def test_making_from_an_unfinished_input_is_a_user_error(tmp_path: Path, fault: str):
     """The message names the input and the remedy; nothing is written."""
@@ -517,7 +350,7 @@ def test_an_input_is_hashed_once_by_a_process(tmp_path: Path, monkeypatch: pytes
     store, source = Store(tmp_path), artifact(name="source")
     path = make(store, source)
     hashed: list[Path] = []
-    monkeypatch.setattr("pipeline_lib.store.file_sha256", lambda path: (hashed.append(path), file_sha256(path))[1])
+    monkeypatch.setattr("pipeline_lib.files.file_sha256", lambda path: (hashed.append(path), file_sha256(path))[1])
     for number in range(3):
         store.require(artifact({"x": number}, inputs=(source.path,)))
     assert hashed == [path]

@@ -13,8 +13,6 @@ from pipeline_lib.metrics.cells import predicted
 from pipeline_lib.records import FewShotCells
 
 Read = Callable[[str], pa.Table]
-NO_BATCH_NORM = "the encoder has no batch norm"
-"""Why a method has no cells, where it does not say so itself."""
 _ROUNDING = 0.01  # percentage points: a cell's accuracy may have been rounded
 
 
@@ -85,8 +83,7 @@ class Outcomes:
 
     def not_computed(self, dataset: str, method: str) -> str | None:
         """Why a method has no cells on a data set; None where it has."""
-        cells = self.cells_of(dataset, method)
-        return None if cells.cells else cells.not_computed or NO_BATCH_NORM
+        return self.cells_of(dataset, method).not_computed
 
     def outcome(self, dataset: str, method: str, shots: int) -> Outcome:
         """One method at one number of shots; zero-shot CLIP, which every table of predictions has, at 0."""

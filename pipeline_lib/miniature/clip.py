@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from pipeline_lib.miniature import corpus, tokenizer, training
+from pipeline_lib.sections import LOCAL
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -122,7 +123,7 @@ def load_clip(folder: Path | str) -> tuple[Any, Callable[..., Any], Callable[...
     """Load any `open_clip` folder: model (evaluation mode, float32), preprocess (PIL -> tensor), tokenizer."""
     import open_clip
 
-    name = f"local-dir:{Path(folder).resolve()}"
+    name = f"{LOCAL}{Path(folder).resolve()}"
     model, preprocess = open_clip.create_model_from_pretrained(name)
     return model.eval(), preprocess, open_clip.get_tokenizer(name)
 

@@ -25,14 +25,13 @@ RUN = f"{shlex.quote(sys.executable)} -m pipeline_lib"  # the Python that runs S
 # Of a rule that loads a model. Where the configuration leaves the choice to the job (auto), Snakemake starts as many as
 # there are cores for, and they take turns on the GPUs by themselves (devices.claim).
 GPU = 1 if PLAN.config.device == "cuda" else 0
-SAMPLES = sorted({pair for table in PLAN.tables for pair in PLAN.sample_sheets(table)})
-SAMPLE_JOBS = {f"{dataset}.{strategy}": PLAN.samples(dataset, strategy) for dataset, strategy in SAMPLES}
+SHEETS = PLAN.sheets()
 
 
 wildcard_constraints:
     key="[0-9a-f]{16}",
     name=r"[a-z0-9_]+(\.[a-z0-9_]+)*",
-    sheet="|".join(map(re.escape, SAMPLE_JOBS)),
+    sheet="|".join(map(re.escape, SHEETS)),
     table="table[12567]|findings",
     figure="figure1",
 

@@ -13,7 +13,7 @@ from pipeline_lib.interrupts import end_as_python_does, end_jobs_too
 from pipeline_lib.model_cards import require_intact
 from pipeline_lib.presence import clear_remains, clear_unreadable, start_work
 from pipeline_lib.readiness import not_here_yet, read_only, require_ready, require_writable
-from pipeline_lib.store import remove_abandoned
+from pipeline_lib.files import remove_abandoned
 
 STARTED = time.time()
 

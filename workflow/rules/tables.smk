@@ -38,12 +38,12 @@ rule figures:
 
 rule samples:
     input:
-        lambda wildcards: result_inputs(SAMPLE_JOBS[wildcards.sheet], f"{RESULTS}/samples/{wildcards.sheet}.png"),
+        lambda wildcards: result_inputs(SHEETS[wildcards.sheet], f"{RESULTS}/samples/{wildcards.sheet}.png"),
     output:
         f"{RESULTS}/samples/{{sheet}}.png",
     log:
         "logs/samples/{sheet}.log",
     params:
-        key=lambda wildcards: SAMPLE_JOBS[wildcards.sheet].short_key,
+        key=lambda wildcards: SHEETS[wildcards.sheet].short_key,
     shell:
         "{RUN} samples --spec {STORE:q}/specs/{params.key}.json --out {output:q} --store {STORE:q} --log {log}"
