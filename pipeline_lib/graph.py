@@ -29,7 +29,7 @@ VERSIONS = {
     "manifests": 2,
     "classifiers": 1,
     "few_shot": 1,
-    "batch_norm": 2,
+    "batch_norm": 3,
     "predictions": 1,
     "metrics": 1,
     "few_shot_metrics": 3,
