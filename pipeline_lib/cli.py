@@ -29,6 +29,8 @@ app = typer.Typer(
 StoreOption = Annotated[Path, typer.Option(help="Folder of the content-addressed artifacts.")]
 ResultsOption = Annotated[Path, typer.Option(help="Folder of tables and pictures.")]
 OverlayOption = Annotated[list[Path] | None, typer.Option(help="Overlay on params.yaml, as for --configfile.")]
+_AT_MOST = 20  # lines of what is no fault
+
 ParamsOption = Annotated[Path, typer.Option(help="Configuration.")]
 
 
@@ -144,7 +146,11 @@ def verify(
     for path in found.dependants:
         print(f"made from damaged input: {path}")
     for path in found.elsewhere:
-        print(f"made elsewhere: {path} is whole; nothing that it was made from is in {store}")
+        print(f"made elsewhere: {path} is whole; not all that it was made from is in {store}")
+    for path in found.absent[:_AT_MOST]:
+        print(f"not here: {path}, from which others were made")
+    if len(found.absent) > _AT_MOST:
+        print(f"not here: {len(found.absent) - _AT_MOST} more")
     print(f"{found.n_checked} artifacts checked, {len(found.faulty)} damaged, {len(found.dependants)} made from them")
     damaged = found.faulty + found.dependants
     if damaged and remove:
@@ -217,11 +223,13 @@ def gc(
 def plan(params: ParamsOption = Path("params.yaml"), overlay: OverlayOption = None) -> None:
     """Print what the configuration asks for, how much of it is there, and what the rest costs."""
     from pipeline_lib.costs import amounts, summary
+    from pipeline_lib.model_cards import require_intact
     from pipeline_lib.plan import Plan
     from pipeline_lib.readiness import not_here_yet
 
     planned = Plan(_config(params, overlay or []))
     config = planned.config
+    require_intact(config.models)
     for message in not_here_yet(planned):
         print(f"Not here yet: {message}")
     n_encoders = len(config.models.encoders)

@@ -120,7 +120,7 @@ def summary(found: dict[str, Amount], costs: Costs) -> Iterable[str]:
     for stage, amount in found.items():
         if stage not in ("tables", "samples"):
             rows = f", {amount.rows:,} images, {amount.rows_there:,} of them there" if amount.rows else ""
-            yield f"  {stage:<12} {amount.artifacts:>9,} artifacts, {amount.artifacts_there:,} of them there{rows}"
+            yield f"  {stage:<16} {amount.artifacts:>9,} artifacts, {amount.artifacts_there:,} of them there{rows}"
     needed = estimate(found, costs)
     yield "still to be made:"
     yield _line("draw", needed.n_drawn, needed.drawing_hours, costs.images_per_second)

@@ -58,7 +58,7 @@ def make_embeddings(units: Sequence[Artifact], store: Store, encoder: ImageEncod
     done: list[NDArray[np.float32]] = []  # of the first pending units
     n_done = 0
     with (
-        Progress("embeddings", sum(n for _, n in pending), "image") as progress,
+        Progress("embeddings", sum(n for _, n in pending), "images") as progress,
         ThreadPoolExecutor(1) as writer,
     ):
         writing: Future[None] | None = None

@@ -190,7 +190,7 @@ def make_shards(shards: Sequence[Artifact], store: Store, load: Callable[[], Gen
                 shard.write({**details, **cut, "batch_size": batches.size})
 
     with (
-        Progress("images", len(todo), "image") as progress,
+        Progress("images", len(todo), "images") as progress,
         ThreadPoolExecutor(ENCODING_THREADS) as encoders,
         ThreadPoolExecutor(1) as writer,
     ):

@@ -30,13 +30,16 @@ class Verification:
     """What `verify_store` found; paths of results are relative to the working folder, others to the store.
 
     `faults` are lines for people; `faulty` are the paths that are damaged themselves, `dependants` those made from
-    them. `elsewhere` are results that are whole, but of whose inputs the store has none.
+    them. `absent` are artifacts that others were made from and of which nothing is here; `elsewhere` are results that
+    are whole, but that some of these were made into. Neither is damage: a clone has results without a store, and a
+    store may have been pulled in part.
     """
 
     n_checked: int
     faults: list[str]
     faulty: list[str]
     dependants: list[str]
+    absent: list[str]
     elsewhere: list[str]
 
 
@@ -55,7 +58,7 @@ def verify_store(store: Store, results: Path) -> Verification:
     made = {record.path: record for record in _result_records(results)}
     records = stored | made
     faulty: dict[str, list[str]] = {}
-    with Progress("verify", len(records), "artifact") as progress:
+    with Progress("verify", len(records), "artifacts") as progress:
         for path, record in records.items():
             file = _locate(path, store)
             if faults := [*filter(None, [file_fault(file, record)]), *faults_beside(file, record)]:
@@ -63,12 +66,8 @@ def verify_store(store: Store, results: Path) -> Verification:
             progress.update(1)
     for path in _unrecorded(store, results):
         faulty[path] = [f"unfinished: {path} has no readable record"]
-    # After a clone the tables are there, and nothing that they were made from: no damage.
-    present = stored.keys() | faulty.keys() - made.keys()
-    elsewhere = {path for path, record in made.items() if record.inputs and present.isdisjoint(_parents(record))}
-    records = {path: record for path, record in records.items() if path not in elsewhere}
-    for path in sorted({parent for record in records.values() for parent in _parents(record)} - records.keys()):
-        faulty.setdefault(path, [f"missing: {path}, from which others were made"])
+    absent = {parent for record in records.values() for parent in _parents(record)} - records.keys() - faulty.keys()
+    elsewhere = {path for path, record in made.items() if not absent.isdisjoint(_parents(record))}
     stale = {path for path, record in records.items() if path not in faulty and _is_stale(record, records, store)}
     dependants: set[str] = set()
     lost = set(faulty)
@@ -87,7 +86,8 @@ def verify_store(store: Store, results: Path) -> Verification:
         faults=[fault for faults in faulty.values() for fault in faults],
         faulty=sorted(faulty),
         dependants=sorted(dependants),
-        elsewhere=sorted(elsewhere - faulty.keys()),
+        absent=sorted(absent),
+        elsewhere=sorted(elsewhere - lost),
     )
 
 

@@ -124,8 +124,8 @@ def start_work(store: Path, doing: str, makes: Collection[str] | None) -> int | 
             for other in _at_work(folder):
                 if other.hinders(makes):
                     raise UserError(
-                        f"the store {store} is in use by {other}. Nothing was done: wait until it has ended, then give "
-                        f"the same command again."
+                        f"the store in {store} is in use by {other}. Nothing was done: wait until it has ended, then "
+                        f"give the same command again."
                     )
             return _notice(folder, work)
     except OSError as error:

@@ -12,11 +12,11 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress:
-    """Counts `unit`s up to `total`; use as a context manager."""
+    """Counts `units` ("images") up to `total`; use as a context manager."""
 
-    def __init__(self, title: str, total: int, unit: str):
-        self._title, self._total, self._unit = title, total, unit
-        self._bar = tqdm(total=total, desc=title, unit=unit) if sys.stderr.isatty() else None
+    def __init__(self, title: str, total: int, units: str):
+        self._title, self._total, self._units = title, total, units
+        self._bar = tqdm(total=total, desc=title, unit=f" {units}") if sys.stderr.isatty() else None
         self._done = 0
         self._started = self._last = time.monotonic()
 
@@ -30,7 +30,7 @@ class Progress:
     def _line(self) -> None:
         self._last = time.monotonic()
         rate = self._done / max(self._last - self._started, 1e-9)
-        log.info("%s: %d of %d %ss, %.1f/s", self._title, self._done, self._total, self._unit, rate)
+        log.info("%s: %d of %d %s, %.1f/s", self._title, self._done, self._total, self._units, rate)
 
     def __enter__(self) -> "Progress":
         return self

@@ -2,6 +2,7 @@
 to write."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
@@ -62,6 +63,16 @@ def read_only(folders: Iterable[Path]) -> list[str]:
         for folder in folders
         if not os.access(nearest_existing(folder), os.W_OK)
     ]
+
+
+def require_program(command: str, key: str) -> None:
+    """Raises `UserError` where the program that the command of a profile's `key` begins with is not there."""
+    program = command.split(maxsplit=1)[0]
+    if shutil.which(program) is None:
+        raise UserError(
+            f"{key}: there is no {program!r} on this machine; start the run where jobs are submitted, or write your "
+            f"scheduler's command in the config.yaml of the profile"
+        )
 
 
 def _absent_raw_data(plan: Plan, jobs: Collection[Artifact]) -> list[tuple[str, str]]:

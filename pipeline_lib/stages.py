@@ -62,7 +62,7 @@ def prompts(artifact: Artifact, store: Store) -> None:
         model = load()
         # As many classes at a time as fill a batch: each is written when its sentences are there.
         n_classes = max(1, units[0].location["batch_size"] // units[0].spec["asked"])
-        with Progress("sentences", len(units), "class") as progress:
+        with Progress("sentences", len(units), "classes") as progress:
             for group in (units[first : first + n_classes] for first in range(0, len(units), n_classes)):
                 for unit, sentences in zip(group, enhance([unit.spec for unit in group], model.sample), strict=True):
                     kept = sentences.first(unit.spec["kept"])

@@ -84,7 +84,7 @@ def _fitted(artifact: Artifact, store: Store) -> list[Run]:
     head = load_head(store.path(spec["head"]), names)
     fit = _FITS[spec["fit"]](artifact, head)
     fitted = []
-    with Progress(f"{spec['method']}", len(spec["runs"]), "run") as progress, phase("fitting"):
+    with Progress(f"{spec['method']}", len(spec["runs"]), "runs") as progress, phase("fitting"):
         for run in spec["runs"]:
             real, validation = real_examples(store, run, names, spec["validation_per_class"])
             synthetic = synthetic_examples(store, run, names)

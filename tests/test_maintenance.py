@@ -48,7 +48,6 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "deleted": (Path.unlink, "missing"),
     "record deleted": (lambda path: record_path(path).unlink(), "no readable record"),
     "record damaged": (lambda path: record_path(path).write_text("{"), "no readable record"),
-    "gone with its record": (lambda path: (path.unlink(), record_path(path).unlink()), "missing"),  # type: ignore[dict-item]
 }
 
 
@@ -195,13 +194,27 @@ def test_a_damaged_result_that_was_made_elsewhere_is_damaged(params: Params, tmp
     assert (found.faulty, found.elsewhere) == (["results/table1.csv"], ["results/table2.csv"])
 
 
-def test_a_result_with_some_of_its_inputs_here_was_made_here(params: Params):
-    """So those that are gone are missing."""
+def test_what_is_not_here_at_all_is_no_damage(params: Params):
+    """As where a store was pulled in part: nothing that is here is called damaged for it, and nothing is removed."""
     plan = planned(params)
-    cell = plan.stage("metrics")[0].path
-    remove_all([cell], plan.store)
+    cell = plan.tables["table1"].inputs[0]
+    prompts = plan.prompts("basic")[0].members[0].path
+    remove_all([cell, prompts], plan.store)
     found = verify_store(plan.store, RESULTS)
-    assert found.faults == [f"missing: {cell}, from which others were made"]
+    assert (found.faults, found.faulty, found.dependants) == ([], [], [])
+    assert found.absent == sorted([cell, prompts])
+    assert "results/table1.csv" in found.elsewhere
+
+
+def test_what_was_made_from_damage_goes_though_other_inputs_are_not_here(params: Params):
+    """A damaged cell takes its table with it, wherever the table's other cells are."""
+    plan = planned(params)
+    first, *others = plan.tables["table2"].inputs
+    flip(plan.store.path(first))
+    remove_all(others[:1], plan.store)
+    found = verify_store(plan.store, RESULTS)
+    assert found.faulty == [first]
+    assert "results/table2.csv" in found.dependants
     assert found.elsewhere == []
 
 

@@ -10,7 +10,7 @@ from small_project import changed, planned
 
 from pipeline_lib import stages
 from pipeline_lib.errors import UserError
-from pipeline_lib.readiness import not_here_yet, require_ready
+from pipeline_lib.readiness import not_here_yet, require_program, require_ready
 
 Params = dict[str, Any]
 
@@ -70,3 +70,10 @@ def test_damaged_fashion_mnist_is_named_before_a_run(params: Params, tmp_path: P
     monkeypatch.setattr("pipeline_lib.datasets.fashion_mnist.DEBIAN_FOLDER", tmp_path / "not-installed")
     plan = planned(garments)
     require_ready(plan, plan.jobs.values())
+
+
+def test_a_scheduler_that_is_not_here_is_named():
+    """Each job would be submitted in vain, and tried again, and the reason stand between hundreds of lines."""
+    require_program("python3 -c 'submit'", "cluster-generic-submit-cmd")
+    with pytest.raises(UserError, match=r"cluster-generic-submit-cmd: there is no 'no-such-qsub' on this machine"):
+        require_program("no-such-qsub -V\n -l select=1", "cluster-generic-submit-cmd")

@@ -103,7 +103,7 @@ def _write(split: RealSplit, units: Sequence[Artifact], store: Store, positions:
     details = {"n_images": len(split), **_raw_data(units[0], store)}
     threads = min(_MAX_THREADS, len(os.sched_getaffinity(0)))
     total = sum(map(len, positions))
-    with Progress("real images", total, "image") as progress, ThreadPoolExecutor(threads) as pool:
+    with Progress("real images", total, "images") as progress, ThreadPoolExecutor(threads) as pool:
         for unit, own in zip(units, positions, strict=True):
             with suppress(_DamagedShardError), store.making(unit, details) as path:
                 write_shard(_rows(unit, split, own, pool, progress, damaged), path, unit.spec)

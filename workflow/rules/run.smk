@@ -8,12 +8,13 @@ from snakemake.exceptions import WorkflowError
 
 from pipeline_lib import devices, slurm, timings
 from pipeline_lib.errors import UserError
+from pipeline_lib.files import remove_abandoned
 from pipeline_lib.handover import hand_over
 from pipeline_lib.interrupts import end_as_python_does, end_jobs_too
 from pipeline_lib.model_cards import require_intact
 from pipeline_lib.presence import clear_remains, clear_unreadable, start_work
-from pipeline_lib.readiness import not_here_yet, read_only, require_ready, require_writable
-from pipeline_lib.files import remove_abandoned
+from pipeline_lib.readiness import not_here_yet, read_only, require_program, require_ready, require_writable
+from pipeline_lib.store import read_record
 
 STARTED = time.time()
 
@@ -43,7 +44,7 @@ def require_gpu():
 
 
 def require_queue():
-    """Raises `UserError` where Slurm, which is to run the jobs, would not take them or not tell how they end."""
+    """Raises `UserError` where the scheduler would not take the jobs, or Slurm not tell how they end."""
     if workflow.executor_plugin.name == "slurm":
         settings = workflow.executor_settings
         slurm.require_answers(settings.status_command, settings.init_seconds_before_status_checks)
@@ -51,6 +52,8 @@ def require_queue():
         # Partitions of another cluster of a federation are not known here.
         here = [needs for needs in asked if not needs.get("cluster") and not needs.get("clusters")]
         slurm.require_partitions(str(needs["slurm_partition"]) for needs in here)
+    elif workflow.executor_plugin.name == "cluster-generic":
+        require_program(workflow.executor_settings.submit_cmd, "cluster-generic-submit-cmd")
 
 
 def artifacts_to_make():
@@ -92,8 +95,8 @@ onstart:
 
 def outdated_results():
     """Results that are there but not made by this configuration, because nobody asked for them."""
-    planned = PLAN.results().items()
-    return [path for path, job in planned if Path(path).exists() and not PLAN.store.is_current(Path(path), job)]
+    records = {path: read_record(Path(path)) for path in PLAN.results()}
+    return [path for path, job in PLAN.results().items() if records[path] and records[path].key != job.key]
 
 
 onerror:
